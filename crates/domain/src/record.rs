@@ -1,0 +1,108 @@
+//! The usage record: one row per relayed request, the audit row.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use smallvec::SmallVec;
+
+use crate::id::{RequestId, UpstreamId, UpstreamKeyId};
+use crate::quota::Payer;
+use crate::route::Endpoint;
+use crate::time::{LocalDay, Month, UnixMillis};
+use crate::usage::{Basis, Ending, Stage, TokenUsage};
+
+/// What is fixed when a request is admitted, before anything is sent.
+#[derive(Debug, Clone)]
+pub struct OpenRequest {
+    /// The request.
+    pub request_id: RequestId,
+    /// Who pays.
+    pub payer: Payer,
+    /// The quota month, decided now and never again.
+    pub period: Month,
+    /// The tenant's local day.
+    pub local_day: LocalDay,
+    /// When the request had been read.
+    pub started_at: UnixMillis,
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Whether the client asked for a stream.
+    pub streams: bool,
+    /// The model that the client asked for.
+    pub requested_model: Arc<str>,
+    /// Who called; personal data, kept apart from the ledger.
+    pub caller: Caller,
+}
+
+/// Personal data of a call; stored in a table of its own that can be erased.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// The source address.
+    pub ip: Option<IpAddr>,
+    /// The `user-agent` header, at most 200 bytes.
+    pub user_agent: Option<Arc<str>>,
+}
+
+/// One try of one request against one upstream key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AttemptRecord {
+    /// The upstream.
+    pub upstream_id: UpstreamId,
+    /// The upstream key; `None` where the upstream has none.
+    pub upstream_key_id: Option<UpstreamKeyId>,
+    /// The name of the model there.
+    pub upstream_model: Arc<str>,
+    /// The status that the upstream answered; `None` when no head came.
+    pub status: Option<u16>,
+    /// A stable word for what went wrong; `None` when the attempt succeeded.
+    pub error: Option<&'static str>,
+    /// When the attempt began.
+    pub started_at: UnixMillis,
+    /// Milliseconds to the head of the answer, or to the failure.
+    pub head_ms: i64,
+}
+
+/// What is known when a request has ended.
+#[derive(Debug, Clone)]
+pub struct RequestEnd {
+    /// How it ended.
+    pub ending: Ending,
+    /// How far it had come.
+    pub stage: Stage,
+    /// The status that the client was answered; 499 when it had left before.
+    pub status: u16,
+    /// The stable code of the error that the client was answered.
+    pub error_code: Option<&'static str>,
+    /// Tokens by class: facts, never clamped.
+    pub usage: TokenUsage,
+    /// How the tokens are known.
+    pub basis: Basis,
+    /// Tokens charged to the quotas: what the tenant owes of `usage`.
+    pub quota_tokens: i64,
+    /// Milliseconds from the start to the first event or byte of the answer.
+    pub first_event_ms: Option<i64>,
+    /// Milliseconds from the start to the end.
+    pub duration_ms: i64,
+    /// The attempts in order.
+    pub attempts: SmallVec<[AttemptRecord; 1]>,
+}
+
+/// One row of the ledger.
+#[derive(Debug, Clone)]
+pub struct UsageRecord {
+    /// What was fixed at admission.
+    pub open: OpenRequest,
+    /// What was known at the end.
+    pub end: RequestEnd,
+}
+
+/// A record with the number that its instance gave it.
+///
+/// Numbers are dense per instance, so that a record that vanished leaves a gap.
+#[derive(Debug, Clone)]
+pub struct NumberedRecord {
+    /// The number, from 1.
+    pub post_no: i64,
+    /// The record.
+    pub record: UsageRecord,
+}

@@ -1,0 +1,221 @@
+//! Upstreams: configured endpoints of providers and their credentials.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::id::{TenantId, UpstreamId, UpstreamKeyId};
+use crate::tenant::{EntityState, Name};
+use crate::time::UnixMillis;
+use crate::words;
+
+/// The protocol and the habits of a provider.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProviderKind {
+    /// The OpenAI API.
+    OpenAi,
+    /// Azure OpenAI.
+    Azure,
+    /// The Anthropic API.
+    Anthropic,
+    /// A server that speaks the OpenAI protocol: DeepSeek, vLLM, TensorRT-LLM, Ollama, …
+    Compatible,
+    /// Built in; answers by itself and says that it is a demonstration.
+    Demo,
+}
+
+words!(ProviderKind, "openai, azure, anthropic, compatible, demo", {
+    ProviderKind::OpenAi => "openai",
+    ProviderKind::Azure => "azure",
+    ProviderKind::Anthropic => "anthropic",
+    ProviderKind::Compatible => "compatible",
+    ProviderKind::Demo => "demo",
+});
+
+/// A checked base URL: `http` or `https`, a host, no credentials, query or fragment.
+///
+/// The only parsed form that exists; it is never parsed a second time by another parser.
+#[derive(Clone, PartialEq, Eq)]
+pub struct BaseUrl {
+    url: url::Url,
+}
+
+/// A base URL cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidBaseUrl {
+    /// It is not a URL.
+    #[error("`{0}` is not a URL such as https://api.openai.com/v1")]
+    Syntax(String),
+    /// Another scheme than `http` or `https`.
+    #[error("the scheme must be http or https, not `{0}`")]
+    Scheme(String),
+    /// There is no host.
+    #[error("the URL has no host")]
+    NoHost,
+    /// It holds a user name or password.
+    #[error("the URL holds credentials; give the key by file or environment instead")]
+    Credentials,
+    /// It has a query or a fragment.
+    #[error("the URL has a query or a fragment; give only scheme, host, port and path")]
+    QueryOrFragment,
+}
+
+impl BaseUrl {
+    /// Returns `scheme://host:port`, which a sealed secret is bound to.
+    pub fn origin(&self) -> String {
+        let port = self.url.port_or_known_default().unwrap_or(0);
+        format!("{}://{}:{port}", self.url.scheme(), self.url.host_str().unwrap_or(""))
+    }
+
+    /// Returns whether the connection is encrypted.
+    pub fn is_https(&self) -> bool {
+        self.url.scheme() == "https"
+    }
+
+    /// Returns the path without a trailing slash; empty for the root.
+    pub fn path(&self) -> &str {
+        self.url.path().trim_end_matches('/')
+    }
+
+    /// Returns `host[:port]` as it stands in the URL.
+    pub fn authority(&self) -> &str {
+        self.url.authority()
+    }
+
+    /// Returns the scheme.
+    pub fn scheme(&self) -> &str {
+        self.url.scheme()
+    }
+}
+
+impl FromStr for BaseUrl {
+    type Err = InvalidBaseUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidBaseUrl> {
+        if text.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'\\') {
+            return Err(InvalidBaseUrl::Syntax(text.escape_debug().to_string()));
+        }
+        let url = match url::Url::parse(text) {
+            Ok(url) => url,
+            Err(_syntax) => return Err(InvalidBaseUrl::Syntax(text.to_owned())),
+        };
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(InvalidBaseUrl::Scheme(url.scheme().to_owned()));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(InvalidBaseUrl::NoHost);
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidBaseUrl::Credentials);
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(InvalidBaseUrl::QueryOrFragment);
+        }
+        Ok(Self { url })
+    }
+}
+
+impl fmt::Display for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.url.as_str().trim_end_matches('/'))
+    }
+}
+
+impl fmt::Debug for BaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BaseUrl({self})")
+    }
+}
+
+/// How long an upstream may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the dial to an open connection.
+    pub connect: Duration,
+    /// From the sent request to the first event of a stream, or to the head of an answer.
+    pub first_event: Duration,
+    /// Between two bytes of an answer; a comment counts as bytes.
+    pub idle: Duration,
+    /// From the sent request to the last byte.
+    pub total: Duration,
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_event: Duration::from_mins(5),
+            idle: Duration::from_mins(3),
+            total: Duration::from_hours(1),
+        }
+    }
+}
+
+/// One configured endpoint of a provider.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Its id.
+    pub id: UpstreamId,
+    /// The tenant that alone may use it; `None` is shared by all.
+    pub tenant_id: Option<TenantId>,
+    /// Its name, unique.
+    pub name: Name,
+    /// Its protocol.
+    pub kind: ProviderKind,
+    /// Where it is; `None` for [`ProviderKind::Demo`] only.
+    pub base_url: Option<BaseUrl>,
+    /// How long it may take.
+    pub deadlines: Deadlines,
+    /// Whether it is used.
+    pub state: EntityState,
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+/// One credential of an upstream, without its secret.
+#[derive(Debug, Clone)]
+pub struct UpstreamKey {
+    /// Its id.
+    pub id: UpstreamKeyId,
+    /// The upstream it belongs to.
+    pub upstream_id: UpstreamId,
+    /// Its name, unique inside the upstream.
+    pub name: Name,
+    /// Share of the traffic against its siblings, at least 1.
+    pub weight: u32,
+    /// Whether it is used.
+    pub state: EntityState,
+    /// When it was made.
+    pub created_at: UnixMillis,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_keeps_its_path_and_loses_its_slash() {
+        let url: BaseUrl = "https://api.example.com/v1/".parse().unwrap();
+        assert_eq!(url.to_string(), "https://api.example.com/v1");
+        assert_eq!(url.path(), "/v1");
+        assert_eq!(url.origin(), "https://api.example.com:443");
+        assert_eq!("http://127.0.0.1:9100".parse::<BaseUrl>().unwrap().path(), "");
+    }
+
+    #[test]
+    fn what_is_not_a_plain_base_url_is_refused() {
+        for text in [
+            "api.example.com/v1",
+            "ftp://example.com",
+            "https://user:pw@example.com",
+            "https://example.com/v1?x=1",
+            "https://example.com/#f",
+            "https://",
+            "https://exa mple.com",
+            "https://example.com\\@evil.example",
+            "",
+        ] {
+            assert!(text.parse::<BaseUrl>().is_err(), "{text}");
+        }
+    }
+}
