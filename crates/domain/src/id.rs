@@ -108,7 +108,10 @@ mod tests {
     #[test]
     fn an_id_of_another_kind_is_refused() {
         let user = UserId::from_uuid(uuid_v7(1, [1; 10]));
-        assert_eq!(user.to_string().parse::<TenantId>(), Err(ParseIdError { expected: "ten" }));
+        assert_eq!(
+            user.to_string().parse::<TenantId>(),
+            Err(ParseIdError { expected: "ten" })
+        );
     }
 
     #[test]

@@ -86,7 +86,10 @@ impl KeyHint {
         };
         // A foreign key may be short: at most a quarter of it is shown.
         let tail = 4.min(key.len() / 4);
-        Self(format!("{shown}…{}", key.get(key.len() - tail..).unwrap_or("")))
+        Self(format!(
+            "{shown}…{}",
+            key.get(key.len() - tail..).unwrap_or("")
+        ))
     }
 
     /// Wraps a stored hint.
@@ -112,9 +115,15 @@ pub fn check_shape(presented: &str) -> Result<(), InvalidKey> {
         return Err(InvalidKey::Shape);
     }
     if presented.starts_with(KEY_PREFIX) {
-        let body = bytes.get(..KEY_LEN - CHECKSUM_LEN).ok_or(InvalidKey::Checksum)?;
+        let body = bytes
+            .get(..KEY_LEN - CHECKSUM_LEN)
+            .ok_or(InvalidKey::Checksum)?;
         let mut expected = String::with_capacity(CHECKSUM_LEN);
-        push_base62(&mut expected, &crc32fast::hash(body).to_be_bytes(), CHECKSUM_LEN);
+        push_base62(
+            &mut expected,
+            &crc32fast::hash(body).to_be_bytes(),
+            CHECKSUM_LEN,
+        );
         if bytes.get(KEY_LEN - CHECKSUM_LEN..) != Some(expected.as_bytes()) {
             return Err(InvalidKey::Checksum);
         }
@@ -161,8 +170,13 @@ impl Pepper {
 
     /// Prepares the keyed hash; do this once, it is cloned per key.
     pub fn hasher(&self) -> KeyHasher {
-        #[expect(clippy::expect_used, reason = "HMAC takes a key of any length")]
-        let mac = Hmac::<Sha256>::new_from_slice(&self.0).expect("any length is a key");
+        // HMAC pads a short key with zeros to one block, so this is the hash with the 32 bytes.
+        let mut block = hmac::digest::Key::<Hmac<Sha256>>::default();
+        for (to, from) in block.iter_mut().zip(&self.0) {
+            *to = *from;
+        }
+        let mac = Hmac::<Sha256>::new(&block);
+        block.zeroize();
         KeyHasher(mac)
     }
 }
@@ -193,8 +207,14 @@ impl fmt::Debug for KeyHasher {
 }
 
 /// HMAC-SHA-256 of a proxy key.
-#[derive(Clone, Copy, Hash)]
+#[derive(Clone, Copy)]
 pub struct KeyHash(pub [u8; 32]);
+
+impl std::hash::Hash for KeyHash {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
 
 impl PartialEq for KeyHash {
     /// Compares in constant time.
@@ -239,7 +259,9 @@ pub struct ProxyKey {
 impl ProxyKey {
     /// Returns whether the key may ask for the model.
     pub fn allows_model(&self, model: &str) -> bool {
-        self.allowed_models.as_ref().is_none_or(|models| models.iter().any(|m| m == model))
+        self.allowed_models
+            .as_ref()
+            .is_none_or(|models| models.iter().any(|m| m == model))
     }
 }
 
@@ -262,7 +284,10 @@ mod tests {
     fn debug_never_shows_a_key() {
         let key = ProxyKeySecret::generate([1; 8], [2; 32]);
         assert_eq!(format!("{key:?}"), "ProxyKeySecret(…)");
-        assert_eq!(format!("{:?}", Pepper::new([3; 32]).hasher()), "KeyHasher(…)");
+        assert_eq!(
+            format!("{:?}", Pepper::new([3; 32]).hasher()),
+            "KeyHasher(…)"
+        );
     }
 
     #[test]
@@ -280,6 +305,17 @@ mod tests {
         assert_eq!(import_key("short"), Err(InvalidKey::Shape));
         assert_eq!(import_key("has a space in it"), Err(InvalidKey::Shape));
         assert_eq!(import_key("sk-sluice-tooshort"), Err(InvalidKey::Checksum));
+    }
+
+    #[test]
+    fn the_hash_is_the_hmac_of_rfc_2104() {
+        // Computed with Python's `hmac` and `hashlib`.
+        let hash = Pepper::new([1; 32]).hasher().hash("sk-test");
+        let hex: String = hash.0.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(
+            hex,
+            "7d25f17c9307cb00e65137a47906bcf921dafff9eb3f6cc294344c6be946853e"
+        );
     }
 
     #[test]

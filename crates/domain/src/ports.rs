@@ -106,7 +106,10 @@ pub trait LedgerStore: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
-    async fn find_instance(&self, instance_id: InstanceId) -> Result<Option<InstanceRow>, StoreError>;
+    async fn find_instance(
+        &self,
+        instance_id: InstanceId,
+    ) -> Result<Option<InstanceRow>, StoreError>;
 
     /// Posts a run of records that begins right after `posted_no`, in one transaction: guard,
     /// records, attempts, details, counters, daily and monthly rollups, `posted_no`.
@@ -125,8 +128,9 @@ pub trait LedgerStore: Send + Sync {
         now: UnixMillis,
     ) -> Result<Posted, StoreError>;
 
-    /// Sets one record aside that the database refuses, so that later ones can pass; `posted_no`
-    /// advances over it and the guard's number by one.
+    /// Sets one record aside that the database refuses, so that later ones can pass. Its charge is
+    /// booked as an exposure, so that the counters hold it; `posted_no` advances over it and the
+    /// guard's number by one.
     ///
     /// # Errors
     /// As [`post_batch`](Self::post_batch).
@@ -143,7 +147,11 @@ pub trait LedgerStore: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
-    async fn load_counters(&self, scopes: &[Scope], month: Month) -> Result<Vec<CounterBalance>, StoreError>;
+    async fn load_counters(
+        &self,
+        scopes: &[Scope],
+        month: Month,
+    ) -> Result<Vec<CounterBalance>, StoreError>;
 
     /// Tells that the instance lives.
     ///

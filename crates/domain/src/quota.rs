@@ -47,9 +47,18 @@ impl Payer {
     /// Returns its scopes; the tenant's comes first.
     pub fn scopes(&self) -> [Scope; 3] {
         [
-            Scope { kind: ScopeKind::Tenant, id: self.tenant_id.as_uuid() },
-            Scope { kind: ScopeKind::User, id: self.user_id.as_uuid() },
-            Scope { kind: ScopeKind::Key, id: self.key_id.as_uuid() },
+            Scope {
+                kind: ScopeKind::Tenant,
+                id: self.tenant_id.as_uuid(),
+            },
+            Scope {
+                kind: ScopeKind::User,
+                id: self.user_id.as_uuid(),
+            },
+            Scope {
+                kind: ScopeKind::Key,
+                id: self.key_id.as_uuid(),
+            },
         ]
     }
 }

@@ -85,7 +85,11 @@ pub fn check_route_model(model: &str) -> Result<(), InvalidModelName> {
         && model.len() <= 200
         && !stem.contains('*')
         && !model.chars().any(|c| c.is_control() || c.is_whitespace());
-    if is_fine { Ok(()) } else { Err(InvalidModelName) }
+    if is_fine {
+        Ok(())
+    } else {
+        Err(InvalidModelName)
+    }
 }
 
 #[cfg(test)]

@@ -164,7 +164,13 @@ mod tests {
 
     #[test]
     fn words_round_trip() {
-        for role in [Role::Owner, Role::Admin, Role::Operator, Role::Finance, Role::Member] {
+        for role in [
+            Role::Owner,
+            Role::Admin,
+            Role::Operator,
+            Role::Finance,
+            Role::Member,
+        ] {
             assert_eq!(role.as_str().parse(), Ok(role));
         }
         assert_eq!(

@@ -23,7 +23,8 @@ impl UnixMillis {
 
     /// Returns the RFC 3339 form in UTC, for people and admin surfaces.
     pub fn to_rfc3339(self) -> String {
-        jiff::Timestamp::from_millisecond(self.0).map_or_else(|_| "invalid".to_owned(), |t| t.to_string())
+        jiff::Timestamp::from_millisecond(self.0)
+            .map_or_else(|_| "invalid".to_owned(), |t| t.to_string())
     }
 }
 
@@ -56,7 +57,11 @@ impl Month {
     /// Returns the month after this one.
     #[must_use]
     pub fn next(self) -> Self {
-        if self.0.rem_euclid(100) == 12 { Self(self.0 + 89) } else { Self(self.0 + 1) }
+        if self.0.rem_euclid(100) == 12 {
+            Self(self.0 + 89)
+        } else {
+            Self(self.0 + 1)
+        }
     }
 
     fn first_day(self) -> Option<civil::Date> {
@@ -68,7 +73,12 @@ impl Month {
 
 impl fmt::Display for Month {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04}-{:02}", self.0.div_euclid(100), self.0.rem_euclid(100))
+        write!(
+            f,
+            "{:04}-{:02}",
+            self.0.div_euclid(100),
+            self.0.rem_euclid(100)
+        )
     }
 }
 
@@ -127,7 +137,10 @@ pub struct DayBounds {
 impl TimeZone {
     /// Returns UTC.
     pub fn utc() -> Self {
-        Self { name: "UTC".to_owned(), zone: tz::TimeZone::UTC }
+        Self {
+            name: "UTC".to_owned(),
+            zone: tz::TimeZone::UTC,
+        }
     }
 
     /// Returns the IANA name.
@@ -144,33 +157,45 @@ impl TimeZone {
 
     /// Returns the bounds of a month.
     pub fn period(&self, month: Month) -> Period {
-        Period { month, starts_at: self.start_of(month), ends_at: self.start_of(month.next()) }
+        Period {
+            month,
+            starts_at: self.start_of(month),
+            ends_at: self.start_of(month.next()),
+        }
     }
 
     /// Returns the local day that contains the instant, with its bounds.
     pub fn day_of(&self, at: UnixMillis) -> DayBounds {
         let date = self.date_of(at);
-        let day = i32::from(date.year()) * 10_000 + i32::from(date.month()) * 100 + i32::from(date.day());
+        let day =
+            i32::from(date.year()) * 10_000 + i32::from(date.month()) * 100 + i32::from(date.day());
         DayBounds {
             day: LocalDay(day),
             starts_at: self.start_of_date(date),
-            ends_at: date.tomorrow().map_or(UnixMillis(i64::MAX), |d| self.start_of_date(d)),
+            ends_at: date
+                .tomorrow()
+                .map_or(UnixMillis(i64::MAX), |d| self.start_of_date(d)),
         }
     }
 
     fn date_of(&self, at: UnixMillis) -> civil::Date {
-        let instant = jiff::Timestamp::from_millisecond(at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let instant =
+            jiff::Timestamp::from_millisecond(at.0).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
         self.zone.to_datetime(instant).date()
     }
 
     fn start_of(&self, month: Month) -> UnixMillis {
-        month.first_day().map_or(UnixMillis(i64::MAX), |d| self.start_of_date(d))
+        month
+            .first_day()
+            .map_or(UnixMillis(i64::MAX), |d| self.start_of_date(d))
     }
 
     /// The first instant of a date; where midnight does not exist, the first one after the gap.
     fn start_of_date(&self, date: civil::Date) -> UnixMillis {
         date.to_zoned(self.zone.clone())
-            .map_or(UnixMillis(i64::MAX), |z| UnixMillis(z.timestamp().as_millisecond()))
+            .map_or(UnixMillis(i64::MAX), |z| {
+                UnixMillis(z.timestamp().as_millisecond())
+            })
     }
 }
 
@@ -185,7 +210,10 @@ impl FromStr for TimeZone {
 
     fn from_str(name: &str) -> Result<Self, UnknownTimeZone> {
         match tz::db().get(name) {
-            Ok(zone) => Ok(Self { name: name.to_owned(), zone }),
+            Ok(zone) => Ok(Self {
+                name: name.to_owned(),
+                zone,
+            }),
             Err(_unknown) => Err(UnknownTimeZone(name.to_owned())),
         }
     }
@@ -214,12 +242,18 @@ mod tests {
     fn a_month_with_a_clock_change_is_an_hour_longer() {
         let zone: TimeZone = "Europe/Berlin".parse().unwrap();
         let october = zone.period(Month::from_number(202_610).unwrap());
-        assert_eq!(october.ends_at.since(october.starts_at), (31 * 24 + 1) * 3_600_000);
+        assert_eq!(
+            october.ends_at.since(october.starts_at),
+            (31 * 24 + 1) * 3_600_000
+        );
     }
 
     #[test]
     fn december_is_followed_by_january() {
-        assert_eq!(Month::from_number(202_612).unwrap().next(), Month::from_number(202_701).unwrap());
+        assert_eq!(
+            Month::from_number(202_612).unwrap().next(),
+            Month::from_number(202_701).unwrap()
+        );
     }
 
     #[test]

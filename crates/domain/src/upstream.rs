@@ -64,7 +64,11 @@ impl BaseUrl {
     /// Returns `scheme://host:port`, which a sealed secret is bound to.
     pub fn origin(&self) -> String {
         let port = self.url.port_or_known_default().unwrap_or(0);
-        format!("{}://{}:{port}", self.url.scheme(), self.url.host_str().unwrap_or(""))
+        format!(
+            "{}://{}:{port}",
+            self.url.scheme(),
+            self.url.host_str().unwrap_or("")
+        )
     }
 
     /// Returns whether the connection is encrypted.
@@ -92,7 +96,10 @@ impl FromStr for BaseUrl {
     type Err = InvalidBaseUrl;
 
     fn from_str(text: &str) -> Result<Self, InvalidBaseUrl> {
-        if text.bytes().any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'\\') {
+        if text
+            .bytes()
+            .any(|b| b.is_ascii_whitespace() || b.is_ascii_control() || b == b'\\')
+        {
             return Err(InvalidBaseUrl::Syntax(text.escape_debug().to_string()));
         }
         let url = match url::Url::parse(text) {
@@ -199,7 +206,10 @@ mod tests {
         assert_eq!(url.to_string(), "https://api.example.com/v1");
         assert_eq!(url.path(), "/v1");
         assert_eq!(url.origin(), "https://api.example.com:443");
-        assert_eq!("http://127.0.0.1:9100".parse::<BaseUrl>().unwrap().path(), "");
+        assert_eq!(
+            "http://127.0.0.1:9100".parse::<BaseUrl>().unwrap().path(),
+            ""
+        );
     }
 
     #[test]
