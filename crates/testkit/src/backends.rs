@@ -1,0 +1,74 @@
+//! Servers that some tests need and not every machine has.
+
+use crate::fail::fail;
+
+const POSTGRES_URL: &str = "SLUICE_TEST_POSTGRES_URL";
+const REQUIRE_BACKENDS: &str = "REQUIRE_BACKENDS";
+
+/// Returns the URL of the PostgreSQL server for tests, from `SLUICE_TEST_POSTGRES_URL`.
+///
+/// Without one the test should return early; a note says so. With `REQUIRE_BACKENDS=1`, as in
+/// continuous integration, its absence fails the test instead.
+#[track_caller]
+pub fn postgres_url() -> Option<String> {
+    match choose(variable(POSTGRES_URL), variable(REQUIRE_BACKENDS)) {
+        Choice::Use(url) => Some(url),
+        Choice::Skip => {
+            note(&format!("skipped: {POSTGRES_URL} is not set"));
+            None
+        }
+        Choice::Fail => fail(format_args!(
+            "{POSTGRES_URL} is not set, but {REQUIRE_BACKENDS}=1 wants this test to run; \
+             set it to something like postgres://postgres@127.0.0.1:5432/postgres"
+        )),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Choice {
+    Use(String),
+    Skip,
+    Fail,
+}
+
+fn choose(url: Option<String>, required: Option<String>) -> Choice {
+    match url {
+        Some(url) => Choice::Use(url),
+        None if required.is_some_and(|value| value != "0") => Choice::Fail,
+        None => Choice::Skip,
+    }
+}
+
+/// Returns a variable that is set and not empty.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests are told by the environment which servers there are"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "a skipped test says so to the person who runs it"
+)]
+fn note(text: &str) {
+    eprintln!("{text}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_server_skips_unless_it_is_required() {
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            choose(some("postgres://x"), some("1")),
+            Choice::Use("postgres://x".to_owned())
+        );
+        assert_eq!(choose(None, None), Choice::Skip);
+        assert_eq!(choose(None, some("0")), Choice::Skip);
+        assert_eq!(choose(None, some("1")), Choice::Fail);
+    }
+}
