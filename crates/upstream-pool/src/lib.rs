@@ -1,1 +1,52 @@
-//! placeholder
+//! Upstream selection and the HTTP client of the relay path.
+//!
+//! **For**: an immutable [`routing`] table built from configuration, the choice of one target and
+//! one upstream key per attempt, the request to the provider under deadlines, the classification of
+//! what went wrong, and the body of the answer as a bounded stream. Also the built-in `demo`
+//! upstream and the probe that tells whether a URL and a key work.
+//!
+//! **Never here**: the ledger, quotas, prices, SQL, and the shapes of errors that our own clients
+//! see. Nothing in this crate logs; an error says what happened and is logged where it is answered.
+//!
+//! Modules in reading order: [`routing`] (what may serve a request), [`error`] (what can go wrong),
+//! [`body`] (the answer's bytes), [`dispatch`] (one request to one upstream), [`demo`], [`probe`],
+//! [`tls`]. Private: `head` (which headers pass), `fault` (a provider's error object),
+//! `retry_after`, `first_event`, `client` (connections).
+//!
+//! To let another header of an answer through, add it to the list in `head`; to relay another
+//! provider kind, give it its credential header and its paths in `routing::upstream`.
+
+pub mod routing;
+
+pub mod error;
+
+mod fault;
+
+mod retry_after;
+
+mod head;
+
+mod first_event;
+
+mod client;
+
+pub mod body;
+
+pub mod dispatch;
+
+mod attempt;
+
+pub mod demo;
+
+pub mod probe;
+
+pub mod tls;
+
+pub use body::{UpstreamBody, UpstreamBodyError};
+pub use dispatch::{AnswerKind, Call, ClientOptions, Dispatcher, UpstreamAnswer};
+pub use error::{
+    Attempts, DispatchError, ErrorClass, ErrorOrigin, ProviderFault, Refusal, SendStage,
+};
+pub use probe::{ProbeError, ProbeReport};
+pub use routing::{ModelEntry, RoutePlan, RoutingInput, RoutingProblem, RoutingTable, TargetInfo};
+pub use tls::install_crypto_provider;

@@ -1,0 +1,423 @@
+//! One try of one request against one upstream key.
+
+use std::pin::pin;
+use std::task::{Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::CONTENT_TYPE;
+use http::response::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper_util::client::legacy::ResponseFuture;
+use sluice_domain::time::UnixMillis;
+use tokio::time::Instant;
+
+use crate::body::{UpstreamBody, UpstreamBodyError, Watch, Wire};
+use crate::client::{ExchangeFailure, RequestBody, SentMark};
+use crate::demo;
+use crate::dispatch::{AnswerKind, Call, Dispatcher};
+use crate::error::{Cause, ErrorClass, ProviderFault, Refusal, SendStage};
+use crate::fault::{classify_disguised, classify_status, is_error_object, read_fault};
+use crate::first_event::{FirstEvent, FirstEventScanner};
+use crate::head;
+use crate::retry_after::retry_after;
+use crate::routing::Lane;
+use crate::routing::upstream::Address;
+
+/// The body of an error is read up to here; a longer one is dropped.
+const MAX_ERROR_BYTES: usize = 1024 * 1024;
+
+/// The body of an error that takes longer is not waited for; the status says enough.
+const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
+
+/// While a connection is being opened nobody tells when the request goes out; this is how often
+/// that is looked at, so a deadline that counts from then can be late by so much at most.
+const UNSENT_CHECK: Duration = Duration::from_millis(250);
+
+/// Answers up to this size are searched for an error in disguise.
+const MAX_DISGUISED_BYTES: usize = 16 * 1024;
+
+/// A failed attempt.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) class: ErrorClass,
+    pub(crate) stage: SendStage,
+    pub(crate) retry_after: Option<Duration>,
+    pub(crate) refusal: Option<Refusal>,
+    pub(crate) cause: Option<Cause>,
+}
+
+impl Failure {
+    fn new(class: ErrorClass, stage: SendStage, cause: impl Into<Cause>) -> Box<Self> {
+        Box::new(Self {
+            class,
+            stage,
+            retry_after: None,
+            refusal: None,
+            cause: Some(cause.into()),
+        })
+    }
+
+    fn answered(class: ErrorClass, cause: impl Into<Cause>) -> Box<Self> {
+        Self::new(class, SendStage::Answered, cause)
+    }
+
+    pub(crate) fn refused(
+        class: ErrorClass,
+        refusal: Refusal,
+        retry_after: Option<Duration>,
+    ) -> Box<Self> {
+        let (stage, refusal) = (SendStage::Answered, Some(refusal));
+        Box::new(Self {
+            class,
+            stage,
+            retry_after,
+            refusal,
+            cause: None,
+        })
+    }
+}
+
+impl From<UpstreamBodyError> for Box<Failure> {
+    fn from(error: UpstreamBodyError) -> Self {
+        Failure::answered(error.class(), error)
+    }
+}
+
+/// A successful attempt.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) upstream_request_id: Option<HeaderValue>,
+    pub(crate) kind: AnswerKind,
+    pub(crate) body: UpstreamBody,
+}
+
+/// An attempt under way.
+pub(crate) struct Attempt<'a> {
+    dispatcher: &'a Dispatcher,
+    lane: Lane<'a>,
+    call: &'a Call<'a>,
+    started_at: UnixMillis,
+    begun: Instant,
+    /// Set when the head has come.
+    head: Option<(StatusCode, Instant)>,
+}
+
+/// The head of an answer that is let through.
+struct AnswerHead {
+    status: StatusCode,
+    headers: HeaderMap,
+    upstream_request_id: Option<HeaderValue>,
+}
+
+impl<'a> Attempt<'a> {
+    pub(crate) fn begin(
+        dispatcher: &'a Dispatcher,
+        lane: Lane<'a>,
+        call: &'a Call<'a>,
+        started_at: UnixMillis,
+    ) -> Self {
+        Self {
+            dispatcher,
+            lane,
+            call,
+            started_at,
+            begun: Instant::now(),
+            head: None,
+        }
+    }
+
+    /// Returns the status of the head, if one came.
+    pub(crate) fn status(&self) -> Option<StatusCode> {
+        self.head.map(|(status, _)| status)
+    }
+
+    /// Returns the milliseconds to the head, or until now when none came.
+    pub(crate) fn elapsed_ms(&self) -> i64 {
+        let until = self.head.map_or_else(Instant::now, |(_, at)| at);
+        i64::try_from((until - self.begun).as_millis()).unwrap_or(i64::MAX)
+    }
+
+    pub(crate) async fn run(&mut self) -> Result<Outcome, Box<Failure>> {
+        let body = (self.call.render)(&self.lane.info());
+        let Some(address) = &self.lane.upstream.address else {
+            let answer = demo::answer(self.call, &self.lane.info(), &body, self.started_at);
+            let status = match &answer {
+                Ok(outcome) => Some(outcome.status),
+                Err(failure) => failure.refusal.as_ref().map(|refusal| refusal.status),
+            };
+            self.head = status.map(|status| (status, Instant::now()));
+            return answer;
+        };
+
+        let mark = SentMark::new(self.begun);
+        let request = self.request(address, RequestBody::new(body, mark.clone()));
+        let deadlines = self.lane.upstream.deadlines;
+        let response = self
+            .dispatcher
+            .connections()
+            .request(request, deadlines.connect)
+            .await
+            .map_err(|error| Failure::new(ErrorClass::Internal, SendStage::NotSent, error))?;
+
+        let mut watch = Watch::new();
+        let response = self.await_head(response, &mark, &mut watch).await?;
+        let sent_at = mark.sent_at().unwrap_or(self.begun);
+        self.head = Some((response.status(), Instant::now()));
+        let (parts, incoming) = response.into_parts();
+        let wire = Wire::new(incoming, watch, deadlines.idle, sent_at + deadlines.total);
+        self.read_answer(parts, wire, sent_at).await
+    }
+
+    fn request(&self, address: &Address, body: RequestBody) -> Request<RequestBody> {
+        let mut request = Request::new(body);
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = address.uri(self.call.endpoint).clone();
+        *request.headers_mut() = head::request_headers(
+            address,
+            self.lane.key,
+            self.dispatcher.user_agent(),
+            self.call.streams,
+            self.call.headers,
+        );
+        request
+    }
+
+    async fn await_head(
+        &self,
+        response: ResponseFuture,
+        mark: &SentMark,
+        watch: &mut Watch,
+    ) -> Result<Response<Incoming>, Box<Failure>> {
+        let deadlines = &self.lane.upstream.deadlines;
+        let patience = deadlines.first_event.min(deadlines.total);
+        // The connector has a deadline of its own, so this one passes only if nobody tells what was
+        // sent.
+        let unsent_due = self.begun + deadlines.connect + patience;
+        let mut unsent_check = self.begun + patience;
+        let mut response = pin!(response);
+        let stage = || {
+            if mark.sent_at().is_some() {
+                SendStage::Sent
+            } else {
+                SendStage::NotSent
+            }
+        };
+        std::future::poll_fn(|cx| {
+            if let Poll::Ready(result) = response.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(|error| {
+                    let ExchangeFailure {
+                        class,
+                        stage,
+                        cause,
+                    } = ExchangeFailure::new(error, stage());
+                    Failure::new(class, stage, cause)
+                }));
+            }
+            loop {
+                let sent = mark.sent_at().map(|at| at + patience);
+                ready!(watch.poll_passed(cx, sent.unwrap_or(unsent_check)));
+                let now = Instant::now();
+                if sent.unwrap_or(unsent_due) <= now {
+                    let cause = "no head of an answer came in time";
+                    return Poll::Ready(Err(Failure::new(ErrorClass::Timeout, stage(), cause)));
+                }
+                unsent_check = now + patience.min(UNSENT_CHECK);
+            }
+        })
+        .await
+    }
+
+    async fn read_answer(
+        &self,
+        parts: Parts,
+        wire: Wire,
+        sent_at: Instant,
+    ) -> Result<Outcome, Box<Failure>> {
+        let status = parts.status;
+        let (headers, upstream_request_id) = head::answer_headers(&parts.headers);
+        let answer = AnswerHead {
+            status,
+            headers,
+            upstream_request_id,
+        };
+        if status.as_u16() >= 400 {
+            return Err(self.read_refusal(&parts.headers, answer, wire).await);
+        }
+        if !status.is_success() {
+            // Following a redirect would carry the key and the prompt to another place.
+            return Err(Failure::answered(
+                ErrorClass::Protocol,
+                format!("the upstream answered with status {}", status.as_u16()),
+            ));
+        }
+        if head::is_encoded(&parts.headers) {
+            return Err(Failure::answered(
+                ErrorClass::Protocol,
+                "the answer is compressed although that was not asked for",
+            ));
+        }
+        if head::is_event_stream(&parts.headers) {
+            if !self.call.streams {
+                return Err(Failure::answered(
+                    ErrorClass::Protocol,
+                    "the upstream answered with a stream that was not asked for",
+                ));
+            }
+            return self.read_first_event(answer, wire, sent_at).await;
+        }
+        self.read_document(answer, wire).await
+    }
+
+    /// Reads the body of an error, as far as that is worth it.
+    async fn read_refusal(
+        &self,
+        all: &HeaderMap,
+        answer: AnswerHead,
+        mut wire: Wire,
+    ) -> Box<Failure> {
+        wire.finish_by(Instant::now() + ERROR_BODY_TIME);
+        let body = UpstreamBody::wire(Bytes::new(), wire)
+            .collect(MAX_ERROR_BYTES)
+            .await;
+        let body = if head::is_encoded(all) {
+            Bytes::new()
+        } else {
+            body.unwrap_or_default()
+        };
+        let fault = read_fault(&body);
+        let class = classify_status(answer.status, fault.as_ref());
+        let wait = retry_after(all, self.call.clock.now());
+        Failure::refused(class, answer.refusal(body, fault.unwrap_or_default()), wait)
+    }
+
+    async fn read_first_event(
+        &self,
+        answer: AnswerHead,
+        mut wire: Wire,
+        sent_at: Instant,
+    ) -> Result<Outcome, Box<Failure>> {
+        let deadlines = &self.lane.upstream.deadlines;
+        let due = sent_at + deadlines.first_event.min(deadlines.total);
+        let mut scanner = FirstEventScanner::new(self.call.max_event_bytes);
+        let first = loop {
+            let Some(item) = wire.next_before(due).await else {
+                return Err(Failure::answered(
+                    ErrorClass::Timeout,
+                    "no event came in time",
+                ));
+            };
+            let Some(chunk) = item else {
+                break scanner.finish().ok_or_else(|| {
+                    Failure::answered(ErrorClass::Cut, "the stream ended before its first event")
+                })?;
+            };
+            let complete = scanner
+                .push(&chunk?)
+                .map_err(|too_long| Failure::answered(ErrorClass::Protocol, too_long))?;
+            if let Some(first) = complete {
+                break first;
+            }
+        };
+        let FirstEvent {
+            prefix,
+            data,
+            is_named_error,
+        } = first;
+        if is_named_error || is_error_object(&data) {
+            return Err(answer.into_disguised(data));
+        }
+        Ok(answer.into_outcome(AnswerKind::Events, UpstreamBody::wire(prefix, wire)))
+    }
+
+    /// Reads an answer that is no stream, whole if it is not too long.
+    async fn read_document(
+        &self,
+        answer: AnswerHead,
+        mut wire: Wire,
+    ) -> Result<Outcome, Box<Failure>> {
+        let limit = self.call.max_held_bytes;
+        let length = wire.exact_length();
+        if length.is_some_and(|length| length > limit as u64) {
+            let body = UpstreamBody::wire(Bytes::new(), wire);
+            return Ok(answer.into_outcome(AnswerKind::Document, body));
+        }
+        let mut first = wire.next().await.transpose()?.unwrap_or_default();
+        let mut rest = BytesMut::new();
+        while !wire.is_at_end() && first.len() + rest.len() <= limit {
+            let Some(chunk) = wire.next().await.transpose()? else {
+                break;
+            };
+            if rest.is_empty() {
+                rest.reserve(
+                    length
+                        .and_then(|n| usize::try_from(n).ok())
+                        .unwrap_or(0)
+                        .max(chunk.len()),
+                );
+                rest.extend_from_slice(&first);
+                first = Bytes::new();
+            }
+            rest.extend_from_slice(&chunk);
+        }
+        // An answer that came in one piece is not copied.
+        let whole = if rest.is_empty() {
+            first
+        } else {
+            rest.freeze()
+        };
+        if whole.len() > limit {
+            let body = UpstreamBody::wire(whole, wire);
+            return Ok(answer.into_outcome(AnswerKind::Document, body));
+        }
+        if whole.len() <= MAX_DISGUISED_BYTES && is_error_object(&whole) {
+            return Err(answer.into_disguised(whole));
+        }
+        Ok(answer.into_outcome(AnswerKind::Document, UpstreamBody::in_memory(whole)))
+    }
+}
+
+impl AnswerHead {
+    fn refusal(self, body: Bytes, fault: ProviderFault) -> Refusal {
+        let Self {
+            status,
+            headers,
+            upstream_request_id,
+        } = self;
+        Refusal {
+            status,
+            headers,
+            upstream_request_id,
+            body,
+            fault,
+        }
+    }
+
+    /// Turns an error object that came with status 200 into what it should have been.
+    fn into_disguised(mut self, data: Bytes) -> Box<Failure> {
+        let fault = read_fault(&data).unwrap_or_default();
+        let (status, class) = classify_disguised(&fault);
+        self.status = status;
+        self.headers
+            .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        Failure::refused(class, self.refusal(data, fault), None)
+    }
+
+    fn into_outcome(self, kind: AnswerKind, body: UpstreamBody) -> Outcome {
+        let Self {
+            status,
+            headers,
+            upstream_request_id,
+        } = self;
+        Outcome {
+            status,
+            headers,
+            upstream_request_id,
+            kind,
+            body,
+        }
+    }
+}

@@ -1,0 +1,187 @@
+use std::sync::Arc;
+
+use sluice_domain::id::{UpstreamId, uuid_v7};
+use sluice_domain::ports::Clock;
+use sluice_domain::upstream::ProviderKind;
+use tokio::time::Instant;
+
+use super::*;
+
+struct Fixed;
+
+impl Clock for Fixed {
+    fn now(&self) -> UnixMillis {
+        UnixMillis(1_700_000_000_123)
+    }
+}
+
+fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<Failure>> {
+    let model: Arc<str> = Arc::from("demo");
+    let call = Call {
+        endpoint,
+        streams,
+        model: &model,
+        headers: &HeaderMap::new(),
+        render: &|_| Bytes::new(),
+        clock: &Fixed,
+        max_event_bytes: 1 << 20,
+        max_held_bytes: 1 << 20,
+    };
+    let target = TargetInfo {
+        upstream_id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
+        upstream_name: "demo",
+        upstream_key_id: None,
+        kind: ProviderKind::Demo,
+        upstream_model: "demo-1",
+    };
+    answer(&call, &target, body.to_string().as_bytes(), Fixed.now())
+}
+
+fn document_of(outcome: Result<Outcome, Box<Failure>>) -> Value {
+    serde_json::from_slice(outcome.unwrap().body.as_complete().unwrap()).unwrap()
+}
+
+async fn events_of(outcome: Result<Outcome, Box<Failure>>) -> Vec<Value> {
+    let bytes = outcome.unwrap().body.collect(1 << 20).await.unwrap();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let mut events: Vec<&str> = text.split_terminator("\n\n").collect();
+    assert_eq!(events.pop(), Some("data: [DONE]"));
+    events
+        .iter()
+        .map(|e| serde_json::from_str(e.strip_prefix("data: ").unwrap()).unwrap())
+        .collect()
+}
+
+#[test]
+fn a_chat_answer_says_what_it_is_and_counts_words() {
+    let body = json!({ "model": "demo", "messages": [
+        { "role": "system", "content": "be brief" },
+        { "role": "user", "content": [{ "type": "text", "text": "one two three" }] },
+    ]});
+    let answer = document_of(ask(Endpoint::ChatCompletions, false, &body));
+    let text = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    for part in [
+        "demonstration upstream",
+        "No model was called",
+        "5 words",
+        "OPENAI_API_KEY",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(answer["object"], "chat.completion");
+    assert_eq!(answer["model"], "demo-1");
+    assert_eq!(answer["created"], 1_700_000_000);
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    let words = text.split_whitespace().count();
+    assert_eq!(answer["usage"]["prompt_tokens"], 5);
+    assert_eq!(answer["usage"]["completion_tokens"], words);
+    assert_eq!(answer["usage"]["total_tokens"], words + 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_says_the_same_word_by_word() {
+    let mut body = json!({
+        "messages": [{ "role": "user", "content": "hello" }],
+        "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    let whole = document_of(ask(Endpoint::ChatCompletions, false, &body));
+    let begun = Instant::now();
+    let events = events_of(ask(Endpoint::ChatCompletions, true, &body)).await;
+    let text: String = events
+        .iter()
+        .filter_map(|e| e["choices"][0]["delta"]["content"].as_str())
+        .collect();
+    assert_eq!(
+        text,
+        whole["choices"][0]["message"]["content"].as_str().unwrap()
+    );
+    let words = u128::from(whole["usage"]["completion_tokens"].as_u64().unwrap());
+    let took = begun.elapsed().as_millis();
+    assert!(
+        (words * 20..=words * 22).contains(&took),
+        "{took} ms for {words} words"
+    );
+    assert_eq!(events[0]["choices"][0]["delta"]["role"], "assistant");
+    let last = &events[events.len() - 1];
+    assert_eq!(
+        (&last["usage"], &last["choices"]),
+        (&whole["usage"], &json!([]))
+    );
+    assert_eq!(
+        events[events.len() - 2]["choices"][0]["finish_reason"],
+        "stop"
+    );
+
+    body["stream_options"] = Value::Null;
+    let events = events_of(ask(Endpoint::ChatCompletions, true, &body)).await;
+    assert!(events.iter().all(|event| event.get("usage").is_none()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_cuts_the_answer_and_says_so() {
+    let body = json!({ "prompt": "a b", "max_tokens": 3 });
+    let answer = document_of(ask(Endpoint::Completions, false, &body));
+    assert_eq!(answer["object"], "text_completion");
+    assert_eq!(answer["choices"][0]["text"], "This is the");
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer["usage"]["completion_tokens"], 3);
+    let events = events_of(ask(Endpoint::Completions, true, &body)).await;
+    let text: String = events
+        .iter()
+        .filter_map(|event| event["choices"][0]["text"].as_str())
+        .collect();
+    assert_eq!(text, "This is the");
+}
+
+#[test]
+fn embeddings_respect_form_and_dimensions() {
+    let answer = |body: &Value| document_of(ask(Endpoint::Embeddings, false, body));
+    let plain = answer(&json!({ "input": ["a b", "c"], "dimensions": 8 }));
+    assert_eq!(
+        plain["usage"],
+        json!({ "prompt_tokens": 3, "total_tokens": 3 })
+    );
+    assert_eq!(plain["data"].as_array().unwrap().len(), 2);
+    assert_eq!(plain["data"][1]["index"], 1);
+    let floats = plain["data"][0]["embedding"].as_array().unwrap();
+    assert_eq!(floats.len(), 8);
+
+    let packed = answer(&json!({ "input": "a b", "dimensions": 8, "encoding_format": "base64" }));
+    assert_eq!(
+        packed["data"][0]["embedding"].as_str().unwrap().len(),
+        (8_usize * 4).div_ceil(3) * 4
+    );
+    let default = answer(&json!({ "input": [1, 2, 3] }));
+    assert_eq!(
+        default["data"][0]["embedding"].as_array().unwrap().len(),
+        1_536
+    );
+    assert_eq!(default["usage"]["prompt_tokens"], 3);
+}
+
+#[test]
+fn a_request_that_makes_no_sense_is_refused_in_the_providers_shape() {
+    for (endpoint, body, param) in [
+        (Endpoint::ChatCompletions, json!({}), json!("messages")),
+        (
+            Endpoint::ChatCompletions,
+            json!({ "messages": [] }),
+            json!("messages"),
+        ),
+        (Endpoint::ChatCompletions, json!([]), json!(null)),
+        (Endpoint::Embeddings, json!({ "input": "" }), json!("input")),
+        (
+            Endpoint::Embeddings,
+            json!({ "input": "a", "dimensions": 4_000 }),
+            json!("dimensions"),
+        ),
+    ] {
+        let failure = ask(endpoint, false, &body).unwrap_err();
+        assert_eq!(failure.class, ErrorClass::CallerFault);
+        let refusal = failure.refusal.unwrap();
+        let told: Value = serde_json::from_slice(&refusal.body).unwrap();
+        assert_eq!(told["error"]["param"], param, "{body}");
+        assert_eq!(refusal.status, 400);
+    }
+}

@@ -1,0 +1,249 @@
+//! One request to one upstream.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use sluice_domain::ports::Clock;
+use sluice_domain::record::AttemptRecord;
+use sluice_domain::route::Endpoint;
+use sluice_domain::upstream::ProviderKind;
+use tokio::sync::OnceCell;
+
+use crate::attempt::{Attempt, Failure};
+use crate::body::UpstreamBody;
+use crate::client::{Connections, PoolOptions};
+use crate::error::{Attempts, DispatchError, ErrorClass, SendStage};
+use crate::routing::{Lane, RoutePlan, TargetInfo};
+
+/// How a [`Dispatcher`] talks to upstreams.
+#[derive(Debug, Clone)]
+pub struct ClientOptions {
+    /// Our `user-agent`.
+    pub user_agent: HeaderValue,
+    /// Unused connections that one worker keeps for one host.
+    pub max_idle_per_host: usize,
+    /// How long an unused connection is kept. Shorter than what servers do, so that a request
+    /// rarely meets a connection that its server is about to close.
+    pub idle_timeout: Duration,
+}
+
+impl Default for ClientOptions {
+    fn default() -> Self {
+        Self {
+            user_agent: HeaderValue::from_static(concat!("sluice/", env!("CARGO_PKG_VERSION"))),
+            max_idle_per_host: 512,
+            idle_timeout: Duration::from_secs(45),
+        }
+    }
+}
+
+/// What is to be sent, without the choice of where.
+pub struct Call<'a> {
+    /// The endpoint.
+    pub endpoint: Endpoint,
+    /// Whether the client asked for a stream.
+    pub streams: bool,
+    /// The model that the client asked for.
+    pub model: &'a Arc<str>,
+    /// The client's headers; only a short allow-list of them is passed on.
+    pub headers: &'a HeaderMap,
+    /// Renders the body for the target that was chosen; called once per attempt.
+    pub render: &'a (dyn Fn(&TargetInfo<'_>) -> Bytes + Send + Sync),
+    /// Tells when attempts begin.
+    pub clock: &'a dyn Clock,
+    /// The first event of a stream may be this long, in bytes.
+    pub max_event_bytes: usize,
+    /// An answer that is no stream is read whole before it is returned when it is no longer than
+    /// this, in bytes: what fails meanwhile is still an error of the attempt. A longer one is
+    /// returned while it still comes.
+    pub max_held_bytes: usize,
+}
+
+impl fmt::Debug for Call<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Headers hold credentials and bodies hold prompts.
+        f.debug_struct("Call")
+            .field("endpoint", &self.endpoint)
+            .field("streams", &self.streams)
+            .field("model", &self.model)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What kind of body an answer has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AnswerKind {
+    /// A stream of server-sent events, of which the first one is here.
+    Events,
+    /// One document. Some servers answer so although a stream was asked for.
+    Document,
+}
+
+/// An answer with a status below 300.
+#[derive(Debug)]
+pub struct UpstreamAnswer {
+    /// The status.
+    pub status: StatusCode,
+    /// The headers that are let through.
+    pub headers: HeaderMap,
+    /// The provider's own request id.
+    pub upstream_request_id: Option<HeaderValue>,
+    /// What the body is.
+    pub kind: AnswerKind,
+    /// The body.
+    pub body: UpstreamBody,
+    /// The name of the upstream that answered.
+    pub upstream_name: Arc<str>,
+    /// Its protocol.
+    pub provider_kind: ProviderKind,
+    /// The attempts; the last one is the one that answered.
+    pub attempts: Attempts,
+}
+
+impl UpstreamAnswer {
+    /// Returns the name of the model at the upstream that answered.
+    pub fn upstream_model(&self) -> Option<&Arc<str>> {
+        self.attempts.last().map(|attempt| &attempt.upstream_model)
+    }
+}
+
+/// Sends requests to upstreams, with connections of its own.
+///
+/// Clones share their connections, which live on the runtime that used them first: give every
+/// worker thread its own with [`fork`](Self::fork).
+#[derive(Debug, Clone)]
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    user_agent: HeaderValue,
+    connections: Connections,
+}
+
+impl Dispatcher {
+    /// Builds a dispatcher. Nothing is opened or loaded yet.
+    pub fn new(options: ClientOptions) -> Self {
+        let ClientOptions {
+            user_agent,
+            max_idle_per_host,
+            idle_timeout,
+        } = options;
+        let pool = PoolOptions {
+            max_idle_per_host,
+            idle_timeout,
+        };
+        let connections = Connections::new(pool, Arc::new(OnceCell::new()));
+        Self {
+            shared: Arc::new(Shared {
+                user_agent,
+                connections,
+            }),
+        }
+    }
+
+    /// Returns a dispatcher with the same settings and no connections, for another worker thread.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let user_agent = self.shared.user_agent.clone();
+        let connections = self.shared.connections.fork();
+        Self {
+            shared: Arc::new(Shared {
+                user_agent,
+                connections,
+            }),
+        }
+    }
+
+    pub(crate) fn user_agent(&self) -> &HeaderValue {
+        &self.shared.user_agent
+    }
+
+    pub(crate) fn connections(&self) -> &Connections {
+        &self.shared.connections
+    }
+
+    /// Sends a request to the target whose turn it is.
+    ///
+    /// A stream is returned once its first event is here, so that whatever fails before can still
+    /// be answered with a status of its own.
+    ///
+    /// # Errors
+    /// [`DispatchError`] with the class, the provider's own words where there are some, and the
+    /// attempts. Nothing of an answer was handed out then.
+    ///
+    /// # Cancel safety
+    /// Dropping the future closes the connection to the upstream at once; the upstream may have
+    /// been asked by then.
+    pub async fn dispatch(
+        &self,
+        plan: &RoutePlan,
+        call: &Call<'_>,
+    ) -> Result<UpstreamAnswer, Box<DispatchError>> {
+        let Some(lane) = plan.pick(call.model) else {
+            return Err(Box::new(DispatchError {
+                class: ErrorClass::NoTarget,
+                stage: SendStage::NotSent,
+                retry_after: None,
+                refusal: None,
+                attempts: Attempts::new(),
+                cause: None,
+            }));
+        };
+        let started_at = call.clock.now();
+        let mut attempt = Attempt::begin(self, lane, call, started_at);
+        let result = attempt.run().await;
+        let error = result.as_ref().err().map(|failure| failure.class.as_str());
+        let record = AttemptRecord {
+            upstream_id: lane.upstream.id,
+            upstream_key_id: lane.key.id,
+            upstream_model: Arc::clone(lane.model),
+            status: attempt.status().map(|status| status.as_u16()),
+            error,
+            started_at,
+            head_ms: attempt.elapsed_ms(),
+        };
+        finish(result, lane, Attempts::from_buf([record]))
+    }
+}
+
+/// Puts the outcome of the last attempt and the records of all together.
+fn finish(
+    result: Result<crate::attempt::Outcome, Box<Failure>>,
+    lane: Lane<'_>,
+    attempts: Attempts,
+) -> Result<UpstreamAnswer, Box<DispatchError>> {
+    match result {
+        Ok(outcome) => Ok(UpstreamAnswer {
+            status: outcome.status,
+            headers: outcome.headers,
+            upstream_request_id: outcome.upstream_request_id,
+            kind: outcome.kind,
+            body: outcome.body,
+            upstream_name: Arc::clone(&lane.upstream.name),
+            provider_kind: lane.upstream.kind,
+            attempts,
+        }),
+        Err(failure) => {
+            let Failure {
+                class,
+                stage,
+                retry_after,
+                refusal,
+                cause,
+            } = *failure;
+            Err(Box::new(DispatchError {
+                class,
+                stage,
+                retry_after,
+                refusal,
+                attempts,
+                cause,
+            }))
+        }
+    }
+}

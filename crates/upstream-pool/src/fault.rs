@@ -1,0 +1,251 @@
+//! Reads a provider's error object and classifies it.
+
+use http::StatusCode;
+use serde_json::Value;
+
+use crate::error::{ErrorClass, ProviderFault};
+
+/// Reads the shapes in use: `{"error":{…}}`, `{"error":"text"}`, flat `{"object":"error",…}`,
+/// `{"message":…}` and `{"detail":…}`. `None` when the text is no JSON object.
+pub(crate) fn read_fault(body: &[u8]) -> Option<ProviderFault> {
+    let Ok(Value::Object(body)) = serde_json::from_slice(body) else {
+        return None;
+    };
+    let text = |value: Option<&Value>| match value {
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(Value::Number(number)) => Some(number.to_string()),
+        _ => None,
+    };
+    let object = match body.get("error") {
+        Some(Value::Object(inner)) => inner,
+        Some(Value::String(message)) => {
+            return Some(ProviderFault {
+                message: Some(message.clone()),
+                ..ProviderFault::default()
+            });
+        }
+        _ => &body,
+    };
+    Some(ProviderFault {
+        message: text(object.get("message")).or_else(|| {
+            object
+                .get("detail")
+                .map(|d| text(Some(d)).unwrap_or_else(|| d.to_string()))
+        }),
+        kind: text(object.get("type")),
+        code: text(object.get("code")),
+        param: text(object.get("param")),
+    })
+}
+
+/// Returns whether a body with status 200, or the data of an event, is an error in disguise.
+///
+/// `"error":null` is a habit of some servers and means success.
+pub(crate) fn is_error_object(data: &[u8]) -> bool {
+    // Inside a string the quotes are escaped, so ordinary answers rarely get past this search.
+    if memchr::memmem::find(data, b"\"error\"").is_none() {
+        return false;
+    }
+    let Ok(Value::Object(body)) = serde_json::from_slice(data) else {
+        return false;
+    };
+    let has_error = body.get("error").is_some_and(|error| match error {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Bool(true) | Value::Number(_) | Value::Array(_) => true,
+    });
+    // `object` is vLLM's flat form, `type` the one of Anthropic's events.
+    let says = |key: &str| body.get(key).and_then(Value::as_str) == Some("error");
+    has_error || says("object") || says("type")
+}
+
+/// Classifies an answer with status 400 or above.
+pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>) -> ErrorClass {
+    if let Some(class) = fault.and_then(classify_words) {
+        return class;
+    }
+    match status.as_u16() {
+        401 | 403 => ErrorClass::Auth,
+        402 => ErrorClass::Funds,
+        429 => ErrorClass::RateLimited,
+        408 | 409 | 425 => ErrorClass::Status,
+        // A model API explains itself in JSON; another page there means that the base URL leads
+        // somewhere else, which is nothing that the caller could mend.
+        404 | 405 if fault.is_none() => ErrorClass::Protocol,
+        400..=499 => ErrorClass::CallerFault,
+        _ => ErrorClass::Status,
+    }
+}
+
+/// Classifies an error object that came with status 200, and the status that it stands for.
+pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorClass) {
+    let number = fault
+        .code
+        .as_deref()
+        .and_then(|code| code.parse::<u16>().ok());
+    if let Some(status) = number
+        .filter(|n| (400..600).contains(n))
+        .and_then(|n| StatusCode::from_u16(n).ok())
+    {
+        return (status, classify_status(status, Some(fault)));
+    }
+    let class = classify_words(fault).unwrap_or_else(|| {
+        let words = [fault.code.as_deref(), fault.kind.as_deref()];
+        let says = |word: &str| words.contains(&Some(word));
+        if says("rate_limit_exceeded") || says("rate_limit_error") {
+            ErrorClass::RateLimited
+        } else if says("invalid_request_error") || says("BadRequestError") {
+            ErrorClass::CallerFault
+        } else {
+            ErrorClass::Status
+        }
+    });
+    let status = match class {
+        ErrorClass::RateLimited => StatusCode::TOO_MANY_REQUESTS,
+        ErrorClass::CallerFault => StatusCode::BAD_REQUEST,
+        ErrorClass::Auth => StatusCode::UNAUTHORIZED,
+        ErrorClass::Funds => StatusCode::PAYMENT_REQUIRED,
+        _ => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    (status, class)
+}
+
+/// Classifies by the words that decide whatever the status is.
+fn classify_words(fault: &ProviderFault) -> Option<ErrorClass> {
+    [fault.code.as_deref(), fault.kind.as_deref()]
+        .into_iter()
+        .flatten()
+        .find_map(|word| {
+            Some(match word {
+                "insufficient_quota"
+                | "credit_balance_exhausted"
+                | "billing_hard_limit_reached"
+                | "billing_not_active"
+                | "insufficient_balance" => ErrorClass::Funds,
+                "invalid_api_key" | "authentication_error" => ErrorClass::Auth,
+                "content_filter" | "content_policy_violation" => ErrorClass::CallerFault,
+                _ => return None,
+            })
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn class(status: u16, body: &str) -> ErrorClass {
+        let fault = read_fault(body.as_bytes());
+        classify_status(StatusCode::from_u16(status).unwrap(), fault.as_ref())
+    }
+
+    #[test]
+    fn statuses_are_classified_as_designed() {
+        for (status, expected) in [
+            (400, ErrorClass::CallerFault),
+            (401, ErrorClass::Auth),
+            (402, ErrorClass::Funds),
+            (403, ErrorClass::Auth),
+            (404, ErrorClass::CallerFault),
+            (408, ErrorClass::Status),
+            (413, ErrorClass::CallerFault),
+            (422, ErrorClass::CallerFault),
+            (429, ErrorClass::RateLimited),
+            (500, ErrorClass::Status),
+            (503, ErrorClass::Status),
+            (529, ErrorClass::Status),
+        ] {
+            assert_eq!(
+                class(status, r#"{"error":{"message":"m"}}"#),
+                expected,
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
+    fn words_decide_over_the_status() {
+        let quota =
+            r#"{"error":{"message":"m","type":"insufficient_quota","code":"insufficient_quota"}}"#;
+        assert_eq!(class(429, quota), ErrorClass::Funds);
+        assert_eq!(
+            class(403, r#"{"error":{"code":"content_filter"}}"#),
+            ErrorClass::CallerFault
+        );
+        assert_eq!(
+            class(400, r#"{"error":{"code":"invalid_api_key"}}"#),
+            ErrorClass::Auth
+        );
+    }
+
+    #[test]
+    fn a_page_that_is_no_json_is_not_the_callers_fault() {
+        assert_eq!(class(404, "<html>not found</html>"), ErrorClass::Protocol);
+        assert_eq!(class(400, "<html>bad</html>"), ErrorClass::CallerFault);
+    }
+
+    #[test]
+    fn every_shape_of_error_is_read() {
+        for body in [
+            r#"{"error":{"message":"no","type":"t","param":null,"code":"c"}}"#,
+            r#"{"error":"no"}"#,
+            r#"{"object":"error","message":"no","type":"t","param":null,"code":400}"#,
+            r#"{"message":"no"}"#,
+            r#"{"detail":"no"}"#,
+        ] {
+            assert_eq!(
+                read_fault(body.as_bytes()).unwrap().message.as_deref(),
+                Some("no"),
+                "{body}"
+            );
+        }
+        assert!(read_fault(b"no").is_none());
+    }
+
+    #[test]
+    fn errors_in_disguise_are_recognized_and_lookalikes_are_not() {
+        for data in [
+            r#"{"error":{"message":"x"}}"#,
+            r#"{"error":"x"}"#,
+            r#"{"object":"error","message":"x"}"#,
+            r#"{"type":"error","error":{"type":"overloaded_error"}}"#,
+        ] {
+            assert!(is_error_object(data.as_bytes()), "{data}");
+        }
+        for data in [
+            r#"{"id":"1","error":null,"choices":[]}"#,
+            r#"{"choices":[{"delta":{"content":"an \"error\" occurred"}}]}"#,
+            r#"{"choices":[{"delta":{"content":"error"}}]}"#,
+            r#"{"choices":[{"logprobs":{"token":"error"}}]}"#,
+            "[DONE]",
+        ] {
+            assert!(!is_error_object(data.as_bytes()), "{data}");
+        }
+    }
+
+    #[test]
+    fn a_disguised_error_gets_the_status_that_it_stands_for() {
+        let status = |body: &str| {
+            let (status, class) = classify_disguised(&read_fault(body.as_bytes()).unwrap());
+            (status.as_u16(), class)
+        };
+        assert_eq!(
+            status(r#"{"error":{"code":429}}"#),
+            (429, ErrorClass::RateLimited)
+        );
+        assert_eq!(
+            status(r#"{"error":{"code":"502"}}"#),
+            (502, ErrorClass::Status)
+        );
+        assert_eq!(
+            status(
+                r#"{"error":{"type":"invalid_request_error","code":"context_length_exceeded"}}"#
+            ),
+            (400, ErrorClass::CallerFault)
+        );
+        assert_eq!(
+            status(r#"{"error":"overloaded"}"#),
+            (500, ErrorClass::Status)
+        );
+    }
+}

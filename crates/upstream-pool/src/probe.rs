@@ -1,0 +1,252 @@
+//! Asks an upstream for its models, to tell early whether its URL and key work.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{
+    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT,
+};
+use http::{Method, Request, StatusCode};
+use secrecy::SecretString;
+use serde::Deserialize;
+use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
+use tokio::time::{Instant, timeout};
+
+use crate::body::{UpstreamBody, UpstreamBodyError, Watch, Wire};
+use crate::client::{ExchangeFailure, RequestBody, SentMark};
+use crate::dispatch::Dispatcher;
+use crate::error::{Cause, ErrorClass, SendStage};
+use crate::fault::read_fault;
+use crate::routing::upstream::{bearer, uri_below};
+
+/// The whole probe takes no longer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A list of models is no longer than this, in bytes.
+const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
+
+/// A message of a provider is shown up to here, in characters.
+const MAX_MESSAGE_CHARS: usize = 300;
+
+/// An upstream answered as it should.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProbeReport {
+    /// The models that it lists, in its order.
+    pub models: Vec<String>,
+    /// How long the answer took.
+    pub took: Duration,
+}
+
+/// An upstream did not answer as it should. The texts are for the person who set it up.
+#[derive(Debug, thiserror::Error)]
+pub enum ProbeError {
+    /// This release cannot probe this kind.
+    #[error("this release cannot reach upstreams of kind `{0}`")]
+    UnsupportedKind(ProviderKind),
+    /// There is no base URL, or it cannot be put into a request.
+    #[error("the upstream has no usable base URL")]
+    NoBaseUrl,
+    /// The key cannot stand in a header.
+    #[error(
+        "the key is empty or holds white space or other characters that cannot stand in a header"
+    )]
+    UnusableKey,
+    /// No connection could be opened.
+    #[error("no connection to {origin} could be opened; check the URL, the name and the network")]
+    Unreachable {
+        /// Scheme, host and port.
+        origin: String,
+        /// The cause.
+        #[source]
+        source: Cause,
+    },
+    /// There was no answer in time.
+    #[error("{origin} did not answer within 10 s")]
+    TimedOut {
+        /// Scheme, host and port.
+        origin: String,
+    },
+    /// The connection broke, or what came is no answer.
+    #[error("{origin} did not answer as an HTTP server does")]
+    Broken {
+        /// Scheme, host and port.
+        origin: String,
+        /// The cause.
+        #[source]
+        source: Cause,
+    },
+    /// The key was refused.
+    #[error("the upstream refused the key with status {status}{}", said(message.as_deref()))]
+    KeyRefused {
+        /// The status.
+        status: u16,
+        /// What the provider says about it.
+        message: Option<String>,
+    },
+    /// Nothing is there. Some compatible servers have no list of models and work all the same.
+    #[error("there is no list of models at {url}; the base URL often ends in /v1")]
+    NotFound {
+        /// What was asked for.
+        url: String,
+    },
+    /// Another status.
+    #[error("the upstream answered with status {status}{}", said(message.as_deref()))]
+    UnexpectedStatus {
+        /// The status.
+        status: u16,
+        /// What the provider says about it.
+        message: Option<String>,
+    },
+    /// The answer is not a list of models.
+    #[error("the answer of {url} is not a list of models; check the base URL")]
+    NotAModelList {
+        /// What was asked for.
+        url: String,
+    },
+    /// The root certificates of this machine cannot be read.
+    #[error("the root certificates of this machine cannot be read; install `ca-certificates`")]
+    NoRootCertificates(#[source] std::io::Error),
+}
+
+fn said(message: Option<&str>) -> String {
+    let Some(message) = message else {
+        return String::new();
+    };
+    let shown: String = message
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(MAX_MESSAGE_CHARS)
+        .collect();
+    format!(": {shown}")
+}
+
+#[derive(Deserialize)]
+struct ModelList {
+    data: Vec<ListedModel>,
+}
+
+#[derive(Deserialize)]
+struct ListedModel {
+    id: String,
+}
+
+impl Dispatcher {
+    /// Asks an upstream for its models with a key, once.
+    ///
+    /// # Errors
+    /// [`ProbeError`]; the call may be repeated.
+    ///
+    /// # Cancel safety
+    /// Safe: nothing is changed anywhere.
+    pub async fn probe(
+        &self,
+        upstream: &Upstream,
+        key: Option<&SecretString>,
+    ) -> Result<ProbeReport, ProbeError> {
+        match upstream.kind {
+            ProviderKind::OpenAi | ProviderKind::Compatible => {}
+            ProviderKind::Demo => {
+                return Ok(ProbeReport {
+                    models: vec!["demo".to_owned()],
+                    took: Duration::ZERO,
+                });
+            }
+            kind @ (ProviderKind::Azure | ProviderKind::Anthropic) => {
+                return Err(ProbeError::UnsupportedKind(kind));
+            }
+        }
+        let base = upstream.base_url.as_ref().ok_or(ProbeError::NoBaseUrl)?;
+        let begun = Instant::now();
+        let asked = self.ask_for_models(base, key, upstream.deadlines.connect, begun);
+        let (status, body) =
+            timeout(PATIENCE, asked)
+                .await
+                .map_err(|_elapsed| ProbeError::TimedOut {
+                    origin: base.origin(),
+                })??;
+        let models = read_models(status, &body, base)?;
+        Ok(ProbeReport {
+            models,
+            took: begun.elapsed(),
+        })
+    }
+
+    async fn ask_for_models(
+        &self,
+        base: &BaseUrl,
+        key: Option<&SecretString>,
+        connect: Duration,
+        begun: Instant,
+    ) -> Result<(StatusCode, Bytes), ProbeError> {
+        let mut headers = HeaderMap::new();
+        let host = HeaderValue::from_str(base.authority()).map_err(|_bad| ProbeError::NoBaseUrl)?;
+        headers.insert(HOST, host);
+        headers.insert(USER_AGENT, self.user_agent().clone());
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        if let Some(key) = key {
+            headers.insert(AUTHORIZATION, bearer(key).ok_or(ProbeError::UnusableKey)?);
+        }
+        let mut request = Request::new(RequestBody::new(Bytes::new(), SentMark::new(begun)));
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = uri_below(base, "/models").ok_or(ProbeError::NoBaseUrl)?;
+        *request.headers_mut() = headers;
+
+        let origin = || base.origin();
+        let response = self
+            .connections()
+            .request(request, connect)
+            .await
+            .map_err(ProbeError::NoRootCertificates)?
+            .await
+            .map_err(|error| {
+                let failure = ExchangeFailure::new(error, SendStage::NotSent);
+                match failure.class {
+                    ErrorClass::Timeout => ProbeError::TimedOut { origin: origin() },
+                    ErrorClass::Connect => ProbeError::Unreachable {
+                        origin: origin(),
+                        source: failure.cause,
+                    },
+                    _ => ProbeError::Broken {
+                        origin: origin(),
+                        source: failure.cause,
+                    },
+                }
+            })?;
+        let (parts, incoming) = response.into_parts();
+        let wire = Wire::new(incoming, Watch::new(), PATIENCE, begun + PATIENCE);
+        match UpstreamBody::wire(Bytes::new(), wire)
+            .collect(MAX_LIST_BYTES)
+            .await
+        {
+            Ok(body) => Ok((parts.status, body)),
+            Err(UpstreamBodyError::Idle | UpstreamBodyError::Total) => {
+                Err(ProbeError::TimedOut { origin: origin() })
+            }
+            Err(error) => Err(ProbeError::Broken {
+                origin: origin(),
+                source: error.into(),
+            }),
+        }
+    }
+}
+
+fn read_models(status: StatusCode, body: &[u8], base: &BaseUrl) -> Result<Vec<String>, ProbeError> {
+    let url = || format!("{base}/models");
+    let message = || read_fault(body).and_then(|fault| fault.message);
+    match status.as_u16() {
+        200 => match serde_json::from_slice::<ModelList>(body) {
+            Ok(list) => Ok(list.data.into_iter().map(|model| model.id).collect()),
+            Err(_other) => Err(ProbeError::NotAModelList { url: url() }),
+        },
+        status @ (401 | 403) => Err(ProbeError::KeyRefused {
+            status,
+            message: message(),
+        }),
+        404 | 405 => Err(ProbeError::NotFound { url: url() }),
+        status => Err(ProbeError::UnexpectedStatus {
+            status,
+            message: message(),
+        }),
+    }
+}

@@ -1,0 +1,366 @@
+use std::collections::HashMap;
+
+use proptest::prelude::*;
+use secrecy::SecretString;
+use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
+use sluice_domain::route::{Endpoint, Route, Target};
+use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::Deadlines;
+
+use super::*;
+
+fn uuid(n: u8) -> uuid::Uuid {
+    uuid_v7(u64::from(n) + 1, [n; 10])
+}
+
+fn tenant(n: u8) -> TenantId {
+    TenantId::from_uuid(uuid(n))
+}
+
+fn upstream(n: u8) -> Upstream {
+    Upstream {
+        id: UpstreamId::from_uuid(uuid(n)),
+        tenant_id: None,
+        name: format!("up-{n}").parse().unwrap(),
+        kind: ProviderKind::OpenAi,
+        base_url: Some("https://api.example.com/v1".parse().unwrap()),
+        deadlines: Deadlines::default(),
+        state: EntityState::Active,
+        created_at: UnixMillis(0),
+    }
+}
+
+fn key(n: u8, upstream: u8, weight: u32) -> (UpstreamKey, SecretString) {
+    let key = UpstreamKey {
+        id: UpstreamKeyId::from_uuid(uuid(n)),
+        upstream_id: UpstreamId::from_uuid(uuid(upstream)),
+        name: format!("key-{n}").parse().unwrap(),
+        weight,
+        state: EntityState::Active,
+        created_at: UnixMillis(0),
+    };
+    (key, SecretString::from(format!("sk-secret-{n}")))
+}
+
+fn target(tier: u32, weight: u32, upstream: u8, model: Option<&str>) -> Target {
+    Target {
+        tier,
+        weight,
+        upstream_id: UpstreamId::from_uuid(uuid(upstream)),
+        upstream_model: model.map(str::to_owned),
+    }
+}
+
+fn route(n: u8, tenant_id: Option<TenantId>, model: &str) -> Route {
+    Route {
+        id: RouteId::from_uuid(uuid(n)),
+        tenant_id,
+        model: model.to_owned(),
+        targets: vec![target(0, 1, 1, None)],
+        state: EntityState::Active,
+        created_at: UnixMillis(i64::from(n) * 1_000),
+    }
+}
+
+fn input(routes: Vec<Route>) -> RoutingInput {
+    RoutingInput {
+        upstreams: vec![upstream(1)],
+        keys: vec![key(1, 1, 1)],
+        routes,
+    }
+}
+
+#[track_caller]
+fn build(input: RoutingInput) -> RoutingTable {
+    let (table, problems) = RoutingTable::build(input);
+    assert_eq!(problems, []);
+    table
+}
+
+fn found(table: &RoutingTable, tenant_id: TenantId, model: &str) -> Option<RouteId> {
+    table
+        .find_route(tenant_id, model)
+        .map(|plan| plan.route_id())
+}
+
+fn id(n: u8) -> RouteId {
+    RouteId::from_uuid(uuid(n))
+}
+
+#[test]
+fn a_tenants_own_routes_win_and_exact_names_before_patterns() {
+    let own = Some(tenant(1));
+    let table = build(input(vec![
+        route(1, None, "gpt-4o"),
+        route(2, None, "gpt-*"),
+        route(3, None, "*"),
+        route(4, None, "gpt-4*"),
+        route(5, own, "gpt-4*"),
+        route(6, own, "gpt-4-turbo"),
+    ]));
+    assert_eq!(found(&table, tenant(2), "gpt-4o"), Some(id(1)));
+    assert_eq!(found(&table, tenant(2), "gpt-4o-mini"), Some(id(4)));
+    assert_eq!(found(&table, tenant(2), "gpt-5"), Some(id(2)));
+    assert_eq!(found(&table, tenant(2), "claude"), Some(id(3)));
+    assert_eq!(
+        found(&table, tenant(1), "gpt-4o"),
+        Some(id(5)),
+        "own pattern before shared name"
+    );
+    assert_eq!(found(&table, tenant(1), "gpt-4-turbo"), Some(id(6)));
+    assert_eq!(found(&table, tenant(1), "gpt-5"), Some(id(2)));
+}
+
+#[test]
+fn without_a_match_nothing_is_found() {
+    let table = build(input(vec![
+        route(1, Some(tenant(1)), "a"),
+        route(2, None, "ab*"),
+    ]));
+    assert_eq!(found(&table, tenant(2), "a"), None);
+    assert_eq!(found(&table, tenant(1), "aa"), None);
+    assert_eq!(found(&table, tenant(1), ""), None);
+    assert_eq!(found(&table, tenant(1), "ab"), Some(id(2)));
+}
+
+#[test]
+fn the_requested_name_is_passed_on_where_no_other_is_set() {
+    let mut renamed = route(2, None, "alias");
+    renamed.targets = vec![target(0, 1, 1, Some("real"))];
+    let table = build(input(vec![
+        route(1, None, "x*"),
+        renamed,
+        route(3, None, "same"),
+    ]));
+    for (asked, sent) in [("x-1", "x-1"), ("alias", "real"), ("same", "same")] {
+        let plan = table.find_route(tenant(1), asked).unwrap();
+        let asked = Arc::from(asked);
+        assert_eq!(plan.pick(&asked).unwrap().info().upstream_model, sent);
+        let targets: Vec<_> = plan.targets(&asked).map(|t| t.upstream_model).collect();
+        assert_eq!(targets, [sent]);
+    }
+}
+
+#[test]
+fn models_are_listed_once_without_patterns_and_foreign_routes() {
+    let table = build(input(vec![
+        route(1, None, "b"),
+        route(2, None, "a"),
+        route(3, None, "p*"),
+        route(4, Some(tenant(1)), "a"),
+        route(5, Some(tenant(2)), "secret"),
+    ]));
+    let models = table.models(tenant(1));
+    let ids: Vec<(&str, i64)> = models.iter().map(|m| (&*m.id, m.created)).collect();
+    assert_eq!(ids, [("a", 4), ("b", 1)]);
+    assert_eq!(models[0].owned_by, "openai");
+}
+
+#[test]
+fn only_the_first_tier_is_picked_and_all_are_listed() {
+    let mut tiered = route(1, None, "m");
+    tiered.targets = vec![
+        target(5, 9, 1, Some("second")),
+        target(2, 1, 1, Some("first")),
+    ];
+    let table = build(input(vec![tiered]));
+    let plan = table.find_route(tenant(1), "m").unwrap();
+    let asked = Arc::from("m");
+    for _ in 0..10 {
+        assert_eq!(plan.pick(&asked).unwrap().info().upstream_model, "first");
+    }
+    let all: Vec<_> = plan.targets("m").map(|t| t.upstream_model).collect();
+    assert_eq!(all, ["first", "second"]);
+}
+
+#[test]
+fn uris_hosts_and_credentials_are_prepared() {
+    let table = build(input(vec![route(1, None, "m")]));
+    let plan = table.find_route(tenant(1), "m").unwrap();
+    let asked = Arc::from("m");
+    let lane = plan.pick(&asked).unwrap();
+    let address = lane.upstream.address.as_ref().unwrap();
+    assert_eq!(address.host, "api.example.com");
+    assert_eq!(
+        address.uri(Endpoint::ChatCompletions).to_string(),
+        "https://api.example.com/v1/chat/completions"
+    );
+    let (name, value) = lane.key.credential.as_ref().unwrap();
+    assert_eq!(
+        (name.as_str(), value.to_str().unwrap()),
+        ("authorization", "Bearer sk-secret-1")
+    );
+    let printed = format!("{table:?} {plan:?}");
+    assert!(!printed.contains("sk-secret"), "{printed}");
+}
+
+#[test]
+fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
+    let mut off = upstream(2);
+    off.state = EntityState::Disabled;
+    let mut azure = upstream(3);
+    azure.kind = ProviderKind::Azure;
+    let keyless = upstream(4);
+    let bad_secret = upstream(5);
+    let mut foreign = upstream(6);
+    foreign.tenant_id = Some(tenant(9));
+    let mut nowhere = upstream(7);
+    nowhere.base_url = None;
+    let mut bad_key = key(5, 5, 1);
+    bad_key.1 = SecretString::from("sk-with\nnewline");
+
+    let mut wide = route(1, None, "m");
+    wide.targets = (1..=8).map(|n| target(0, 1, n, None)).collect();
+    let mut dead = route(2, Some(tenant(1)), "dead");
+    dead.targets = vec![target(0, 1, 4, None)];
+    let (table, problems) = RoutingTable::build(RoutingInput {
+        upstreams: vec![
+            upstream(1),
+            off,
+            azure,
+            keyless,
+            bad_secret,
+            foreign,
+            nowhere,
+        ],
+        keys: vec![key(1, 1, 1), bad_key, key(6, 6, 1)],
+        routes: vec![wide, dead, route(3, None, "dead"), route(4, None, "m")],
+    });
+
+    let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    for part in [
+        "`up-3` is of kind `azure`",
+        "`up-4` has no usable key",
+        "key `key-5` of upstream `up-5`",
+        "`up-5` has no usable key",
+        "`up-2`, which is disabled",
+        "`up-6`, which belongs to another tenant",
+        "`up-7` has no base URL",
+        "which does not exist",
+        "route `dead` has no target",
+        "more than one active route for `m`",
+    ] {
+        assert_eq!(
+            texts.iter().filter(|t| t.contains(part)).count(),
+            1,
+            "{part}: {texts:#?}"
+        );
+    }
+    assert_eq!(problems.len(), 10, "{texts:#?}");
+    assert!(!texts.concat().contains("sk-"), "{texts:#?}");
+
+    let plan = table.find_route(tenant(1), "m").unwrap();
+    assert_eq!((plan.route_id(), plan.targets("m").count()), (id(1), 1));
+    let dead = table.find_route(tenant(1), "dead").unwrap();
+    assert!(
+        !dead.is_usable(),
+        "a broken route of the tenant must not fall to a shared one"
+    );
+    assert_eq!(table.models(tenant(1)).len(), 1);
+}
+
+#[test]
+fn a_compatible_server_may_have_no_key_but_not_only_disabled_ones() {
+    let mut open = upstream(1);
+    open.kind = ProviderKind::Compatible;
+    let routes = vec![route(1, None, "m")];
+    let keyless = RoutingInput {
+        upstreams: vec![open.clone()],
+        keys: Vec::new(),
+        routes: routes.clone(),
+    };
+    let table = build(keyless);
+    let plan = table.find_route(tenant(1), "m").unwrap();
+    let asked = Arc::from("m");
+    assert!(plan.pick(&asked).unwrap().key.credential.is_none());
+
+    let mut disabled = key(1, 1, 1);
+    disabled.0.state = EntityState::Disabled;
+    let (_, problems) = RoutingTable::build(RoutingInput {
+        upstreams: vec![open],
+        keys: vec![disabled],
+        routes,
+    });
+    assert!(
+        matches!(problems[0], RoutingProblem::NoUsableKey { .. }),
+        "{problems:?}"
+    );
+}
+
+fn shares(plan: &RoutePlan, picks: usize) -> HashMap<(String, UpstreamKeyId), usize> {
+    let asked = Arc::from("m");
+    let mut counts = HashMap::new();
+    for _ in 0..picks {
+        let lane = plan.pick(&asked).unwrap();
+        *counts
+            .entry((lane.model.to_string(), lane.key.id.unwrap()))
+            .or_default() += 1;
+    }
+    counts
+}
+
+proptest! {
+    #[test]
+    fn the_share_of_a_target_and_key_is_the_product_of_their_weights(
+        targets in prop::collection::vec((1_u32..8, 1_u8..4), 1..5),
+        key_weights in prop::collection::vec((1_u8..4, 1_u32..6), 3..9),
+        seed in any::<u8>(),
+    ) {
+        let keys: Vec<_> = (1_u8..4)
+            .map(|n| (n, 1))
+            .chain(key_weights)
+            .enumerate()
+            .map(|(n, (upstream, weight))| key(u8::try_from(n).unwrap(), upstream, weight))
+            .collect();
+        let mut shared = route(seed, None, "m");
+        shared.targets = targets
+            .iter()
+            .enumerate()
+            .map(|(n, &(weight, up))| target(0, weight, up, Some(&format!("model-{n}"))))
+            .collect();
+        let table = build(RoutingInput {
+            upstreams: vec![upstream(1), upstream(2), upstream(3)],
+            keys: keys.clone(),
+            routes: vec![shared],
+        });
+        let plan = table.find_route(tenant(1), "m").unwrap();
+
+        let weight_of = |up: u8| -> u32 {
+            let id = UpstreamId::from_uuid(uuid(up));
+            keys.iter().filter(|(k, _)| k.upstream_id == id).map(|(k, _)| k.weight).sum()
+        };
+        let total: u32 = targets.iter().map(|(weight, _)| weight).sum();
+        let rounds: u32 = (1..=3).map(weight_of).product();
+        let counts = shares(&plan, usize::try_from(total * rounds).unwrap());
+        for (n, &(weight, up)) in targets.iter().enumerate() {
+            let id = UpstreamId::from_uuid(uuid(up));
+            for (k, _) in keys.iter().filter(|(k, _)| k.upstream_id == id) {
+                let expected = u64::from(rounds) * u64::from(weight) * u64::from(k.weight)
+                    / u64::from(weight_of(up));
+                let count = counts.get(&(format!("model-{n}"), k.id)).copied().unwrap_or(0);
+                prop_assert_eq!(count as u64, expected);
+            }
+        }
+    }
+
+    #[test]
+    fn the_longest_pattern_wins(
+        patterns in prop::collection::hash_set("[ab]{0,5}", 0..12),
+        model in "[ab]{0,7}",
+    ) {
+        let patterns: Vec<String> = patterns.into_iter().collect();
+        let routes = patterns
+            .iter()
+            .enumerate()
+            .map(|(n, prefix)| route(u8::try_from(n).unwrap() + 1, None, &format!("{prefix}*")))
+            .collect();
+        let table = build(input(routes));
+        let expected = patterns
+            .iter()
+            .enumerate()
+            .filter(|(_, prefix)| model.starts_with(*prefix))
+            .max_by_key(|(_, prefix)| prefix.len())
+            .map(|(n, _)| id(u8::try_from(n).unwrap() + 1));
+        prop_assert_eq!(found(&table, tenant(1), &model), expected);
+    }
+}

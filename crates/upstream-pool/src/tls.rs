@@ -1,0 +1,30 @@
+//! The one TLS provider of the process and the root certificates of upstream connections.
+
+use std::io;
+use std::sync::Arc;
+
+use hyper_rustls::ConfigBuilderExt;
+use rustls::ClientConfig;
+use rustls::crypto::ring;
+
+/// Makes ring the TLS provider of the whole process.
+///
+/// Call it first thing in `main`: other libraries panic when two providers are linked and none is
+/// the default. A provider that is installed already stays.
+pub fn install_crypto_provider() {
+    // The only error is that one is installed already, which is what is wanted.
+    if let Err(_installed) = ring::default_provider().install_default() {}
+}
+
+/// Reads the root certificates of the machine and builds a client configuration.
+///
+/// Blocking: it reads files. It takes memory that a relay without `https` upstreams never needs,
+/// so it is called when the first such upstream is used.
+pub(crate) fn load_client_config() -> io::Result<Arc<ClientConfig>> {
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_native_roots()?
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}

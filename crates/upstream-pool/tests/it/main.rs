@@ -1,0 +1,25 @@
+//! The dispatcher against real sockets.
+
+#[cfg(test)]
+mod server;
+
+#[cfg(test)]
+mod support;
+
+#[cfg(test)]
+mod answer;
+
+#[cfg(test)]
+mod connection;
+
+#[cfg(test)]
+mod deadline;
+
+#[cfg(test)]
+mod failure;
+
+#[cfg(test)]
+mod probe;
+
+#[cfg(test)]
+mod request;

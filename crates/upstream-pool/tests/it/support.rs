@@ -1,0 +1,167 @@
+//! A plan for one upstream, and calls with defaults.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use secrecy::SecretString;
+use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
+use sluice_domain::ports::Clock;
+use sluice_domain::route::{Endpoint, Route, Target};
+use sluice_domain::tenant::EntityState;
+use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_upstream_pool::{
+    Call, ClientOptions, DispatchError, Dispatcher, RoutePlan, RoutingInput, RoutingTable,
+    UpstreamAnswer,
+};
+
+use crate::server::Server;
+
+pub(crate) const SECRET: &str = "sk-upstream-canary";
+
+pub(crate) struct FixedClock;
+
+impl Clock for FixedClock {
+    fn now(&self) -> UnixMillis {
+        UnixMillis(1_700_000_000_000)
+    }
+}
+
+pub(crate) fn upstream(
+    kind: ProviderKind,
+    base_url: Option<&str>,
+    deadlines: Deadlines,
+) -> Upstream {
+    Upstream {
+        id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
+        tenant_id: None,
+        name: "local".parse().unwrap(),
+        kind,
+        base_url: base_url.map(|url| url.parse().unwrap()),
+        deadlines,
+        state: EntityState::Active,
+        created_at: UnixMillis(0),
+    }
+}
+
+/// Plans a route to one upstream with one key.
+pub(crate) fn plan(upstream: Upstream) -> Arc<RoutePlan> {
+    let key = UpstreamKey {
+        id: UpstreamKeyId::from_uuid(uuid_v7(1, [2; 10])),
+        upstream_id: upstream.id,
+        name: "key".parse().unwrap(),
+        weight: 1,
+        state: EntityState::Active,
+        created_at: UnixMillis(0),
+    };
+    let target = Target {
+        tier: 0,
+        weight: 1,
+        upstream_id: upstream.id,
+        upstream_model: Some("real".into()),
+    };
+    let route = Route {
+        id: RouteId::from_uuid(uuid_v7(1, [3; 10])),
+        tenant_id: None,
+        model: "alias".into(),
+        targets: vec![target],
+        state: EntityState::Active,
+        created_at: UnixMillis(0),
+    };
+    let (table, problems) = RoutingTable::build(RoutingInput {
+        upstreams: vec![upstream],
+        keys: vec![(key, SecretString::from(SECRET))],
+        routes: vec![route],
+    });
+    assert_eq!(problems, []);
+    table
+        .find_route(TenantId::from_uuid(uuid_v7(1, [4; 10])), "alias")
+        .unwrap()
+}
+
+pub(crate) struct Relay {
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) plan: Arc<RoutePlan>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) max_event_bytes: usize,
+    pub(crate) max_held_bytes: usize,
+}
+
+pub(crate) type Outcome = Result<UpstreamAnswer, Box<DispatchError>>;
+
+impl Relay {
+    pub(crate) fn to(server: &Server) -> Self {
+        Self::with(server, Deadlines::default())
+    }
+
+    pub(crate) fn with(server: &Server, deadlines: Deadlines) -> Self {
+        Self::at(server.address, deadlines)
+    }
+
+    pub(crate) fn at(address: SocketAddr, deadlines: Deadlines) -> Self {
+        let base = format!("http://{address}/base/v1");
+        Self::planned(plan(upstream(ProviderKind::OpenAi, Some(&base), deadlines)))
+    }
+
+    pub(crate) fn planned(plan: Arc<RoutePlan>) -> Self {
+        Self {
+            dispatcher: Dispatcher::new(ClientOptions::default()),
+            plan,
+            headers: HeaderMap::new(),
+            max_event_bytes: 64 * 1024,
+            max_held_bytes: 64 * 1024,
+        }
+    }
+
+    pub(crate) async fn stream(&self) -> Outcome {
+        self.call(Endpoint::ChatCompletions, true).await
+    }
+
+    pub(crate) async fn ask(&self) -> Outcome {
+        self.call(Endpoint::ChatCompletions, false).await
+    }
+
+    pub(crate) async fn call(&self, endpoint: Endpoint, streams: bool) -> Outcome {
+        let model = Arc::from("alias");
+        let call = Call {
+            endpoint,
+            streams,
+            model: &model,
+            headers: &self.headers,
+            render: &|target| Bytes::from(format!("{{\"model\":\"{}\"}}", target.upstream_model)),
+            clock: &FixedClock,
+            max_event_bytes: self.max_event_bytes,
+            max_held_bytes: self.max_held_bytes,
+        };
+        self.dispatcher.dispatch(&self.plan, &call).await
+    }
+}
+
+/// Deadlines that a test can wait for; each of the others is long.
+pub(crate) fn first_event_ms(ms: u64) -> Deadlines {
+    Deadlines {
+        first_event: Duration::from_millis(ms),
+        ..Deadlines::default()
+    }
+}
+
+pub(crate) fn idle_ms(ms: u64) -> Deadlines {
+    Deadlines {
+        idle: Duration::from_millis(ms),
+        ..Deadlines::default()
+    }
+}
+
+pub(crate) fn total_ms(ms: u64) -> Deadlines {
+    Deadlines {
+        total: Duration::from_millis(ms),
+        ..Deadlines::default()
+    }
+}
+
+pub(crate) async fn text_of(answer: UpstreamAnswer) -> String {
+    String::from_utf8(answer.body.collect(1 << 20).await.unwrap().to_vec()).unwrap()
+}
