@@ -1,1 +1,88 @@
-//! placeholder
+//! Storage: SQL for PostgreSQL and SQLite, sealed secrets, migrations, the change feed.
+//!
+//! **For**: atomic operations on what lasts. Every method of [`Storage`] is one transaction or one
+//! read; none hands out a connection.
+//!
+//! **Never here**: business rules, HTTP, a clock. Times and ids are parameters.
+//!
+//! Modules in reading order: `statement` (each SQL text once, for both databases), `dialect` (what
+//! truly differs), `storage` (the pools), `migration`; then configuration: [`tenant`], [`user`],
+//! [`quota`], [`key`], [`import`], [`grant`], [`upstream`], [`route`]; what others learn of its
+//! changes: [`feed`]; the [`calendar`]; the `ledger` and what is read from it: [`usage`]; and
+//! [`secret`], which needs no database.
+//!
+//! To add a statement, write it with `$1` placeholders into the `statements!` of the module that
+//! owns it, run it with `sql!` inside `on_both!`, and call that with `in_transaction!` or
+//! `reading!`. A bind too many or too few does not compile; the test that prepares every statement
+//! on both databases finds it by itself. The traps are in `docs/storage.md`.
+
+#[macro_use]
+mod statement;
+#[macro_use]
+mod bulk;
+mod dialect;
+mod error;
+mod text;
+
+mod migration;
+mod storage;
+
+pub mod tenant;
+
+pub mod user;
+
+pub mod quota;
+
+pub mod key;
+
+pub mod import;
+
+pub mod grant;
+
+pub mod upstream;
+
+pub mod route;
+
+pub mod feed;
+
+pub mod calendar;
+
+mod ledger;
+
+pub mod usage;
+
+pub mod secret;
+
+pub use migration::{MigrationReport, MigrationState};
+pub use statement::Statement;
+use dialect::Placeholders;
+
+pub use storage::{Backend, InvalidUrl, Storage, StorageOptions};
+
+/// Returns every SQL text that runs on a database, for the test that prepares them. Generated ones
+/// come in their smallest and their largest size.
+pub fn statements(backend: Backend) -> Vec<Statement> {
+    let (own, placeholders) = match backend {
+        Backend::Postgres => (dialect::postgres::STATEMENTS, Placeholders::Numbered),
+        Backend::Sqlite => (dialect::sqlite::STATEMENTS, Placeholders::Plain),
+    };
+    let mut all = [
+        own,
+        tenant::STATEMENTS,
+        user::STATEMENTS,
+        quota::STATEMENTS,
+        key::STATEMENTS,
+        import::STATEMENTS,
+        grant::STATEMENTS,
+        upstream::STATEMENTS,
+        route::STATEMENTS,
+        feed::STATEMENTS,
+        calendar::STATEMENTS,
+        ledger::STATEMENTS,
+        usage::STATEMENTS,
+    ]
+    .concat();
+    let bulks = [feed::bulks(), ledger::bulks(), usage::bulks()].concat();
+    all.extend(bulks.into_iter().flat_map(|bulk| bulk.statements(placeholders)));
+    all
+}

@@ -1,0 +1,147 @@
+//! Measures the CPU time that posting costs per record on SQLite, by size of batch.
+//!
+//! `cargo run --release -p sluice-storage --example post_cost [RECORDS [BATCH …]]`
+//!
+//! Counts user and system time of the whole process, threads of SQLite included, and subtracts
+//! nothing: the records are built before.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use sluice_domain::id::{
+    BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
+};
+use sluice_domain::ports::{Guard, LedgerStore};
+use sluice_domain::quota::Payer;
+use sluice_domain::record::{
+    AttemptRecord, Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord,
+};
+use sluice_domain::route::Endpoint;
+use sluice_domain::time::{TimeZone, UnixMillis};
+use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
+use sluice_storage::tenant::NewTenant;
+use sluice_storage::{Storage, StorageOptions};
+use uuid::Uuid;
+
+const NOW: i64 = 1_795_000_000_000;
+/// Of `/proc/self/stat`: 100 per second on every Linux that matters.
+const MICROS_PER_TICK: u64 = 10_000;
+const KEYS: u64 = 16;
+
+fn id(number: u64) -> Uuid {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
+    uuid_v7(1_795_000_000_000 + number / 8, random)
+}
+
+fn cpu_micros() -> Result<u64, Box<dyn std::error::Error>> {
+    let stat = std::fs::read_to_string("/proc/self/stat")?;
+    // The second field is in parentheses and may hold spaces; user and system time are the 14th
+    // and 15th.
+    let (_, rest) = stat.rsplit_once(") ").ok_or("unexpected /proc/self/stat")?;
+    let ticks: Vec<u64> = rest.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<u64>() * MICROS_PER_TICK)
+}
+
+fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) -> NumberedRecord {
+    let number = u64::try_from(post_no).unwrap_or(0);
+    let started_at = UnixMillis(NOW + post_no / 8);
+    let zone = TimeZone::utc();
+    NumberedRecord {
+        post_no,
+        record: UsageRecord {
+            open: OpenRequest {
+                request_id: RequestId::from_uuid(id(1_000_000 + number)),
+                payer: Payer {
+                    tenant_id: tenant,
+                    user_id: UserId::from_uuid(id(2)),
+                    key_id: ProxyKeyId::from_uuid(id(100 + number % KEYS)),
+                },
+                period: zone.period_of(started_at).month,
+                local_day: zone.day_of(started_at).day,
+                started_at,
+                endpoint: Endpoint::ChatCompletions,
+                streams: true,
+                requested_model: Arc::clone(model),
+                caller: Caller {
+                    ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                    user_agent: Some(Arc::clone(agent)),
+                },
+            },
+            end: RequestEnd {
+                ending: Ending::Finished,
+                stage: Stage::Relaying,
+                status: 200,
+                error_code: None,
+                usage: TokenUsage { input: 150, output: 90, ..TokenUsage::default() },
+                basis: Basis::Reported,
+                quota_tokens: 240,
+                first_event_ms: Some(12),
+                duration_ms: 87,
+                attempts: std::iter::once(AttemptRecord {
+                    upstream_id: UpstreamId::from_uuid(id(3)),
+                    upstream_key_id: Some(UpstreamKeyId::from_uuid(id(4))),
+                    upstream_model: Arc::clone(model),
+                    status: Some(200),
+                    error: None,
+                    started_at,
+                    head_ms: 11,
+                })
+                .collect(),
+            },
+        },
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+#[expect(clippy::print_stdout, reason = "an example prints its result")]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let arguments: Vec<i64> =
+        std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let (records, batches) = match arguments.split_first() {
+        Some((records, batches)) if !batches.is_empty() => (*records, batches.to_vec()),
+        first => (first.map_or(100_000, |(records, _)| *records), vec![1, 32, 256, 512]),
+    };
+    println!("{:>6} {:>9} {:>14} {:>16}", "batch", "records", "CPU µs/record", "wall µs/record");
+    for batch in batches {
+        let folder = tempfile::tempdir()?;
+        let url = format!("sqlite:{}", folder.path().join("sluice.db").display());
+        let storage = Storage::open(&StorageOptions { url, max_connections: 1 }).await?;
+        storage.migrate().await?;
+        let tenant = TenantId::from_uuid(id(1));
+        let new = NewTenant {
+            id: tenant,
+            name: "acme".parse()?,
+            time_zone: TimeZone::utc(),
+            quota_tokens: Some(1 << 50),
+            now: UnixMillis(NOW),
+        };
+        storage.create_tenant(new).await?;
+        let (instance_id, boot_id) = (InstanceId::from_uuid(id(5)), BootId::from_uuid(id(6)));
+        let row = storage.claim_instance(instance_id, None, boot_id, UnixMillis(NOW)).await?;
+        let mut guard = Guard { instance_id, boot_id, seq: row.seq };
+        let (model, agent): (Arc<str>, Arc<str>) =
+            (Arc::from("gpt-4o-mini"), Arc::from("OpenAI/Python 3.1.0"));
+        let count = if batch == 1 { records / 20 } else { records };
+        let all: Vec<NumberedRecord> =
+            (1..=count).map(|no| record(no, tenant, &model, &agent)).collect();
+        let wall = tokio::time::Instant::now();
+        let before = cpu_micros()?;
+        for part in all.chunks(usize::try_from(batch)?) {
+            let posted = storage.post_batch(guard, part, UnixMillis(NOW)).await?;
+            if posted.inserted != part.len() {
+                return Err("a record was not new".into());
+            }
+            guard.seq += 1;
+        }
+        let used = cpu_micros()? - before;
+        let count = f64::from(u32::try_from(count)?);
+        println!(
+            "{batch:>6} {count:>9} {:>14.2} {:>16.2}",
+            f64::from(u32::try_from(used)?) / count,
+            wall.elapsed().as_secs_f64() * 1e6 / count,
+        );
+        storage.close().await;
+    }
+    Ok(())
+}

@@ -1,0 +1,180 @@
+//! Statements of many rows, in a few fixed sizes.
+//!
+//! A driver keeps a prepared statement per text. With fixed sizes there are few texts, each built
+//! once; a batch is cut into the largest sizes that fit.
+
+use std::fmt::Write as _;
+use std::sync::OnceLock;
+
+use sqlx::Arguments;
+
+use crate::dialect::Placeholders;
+use crate::error::{Failure, internal};
+use crate::statement::Statement;
+
+/// Rows per statement, largest first. The largest times the widest row stays far below the limit of
+/// parameters: 32,766 on SQLite, 65,535 on PostgreSQL.
+const SIZES: [usize; 4] = [128, 32, 8, 1];
+
+/// A statement whose middle is a list of rows.
+pub(crate) struct Bulk {
+    name: &'static str,
+    head: &'static str,
+    columns: usize,
+    tail: &'static str,
+    texts: [[OnceLock<String>; SIZES.len()]; 2],
+}
+
+impl Bulk {
+    /// `columns` is the number of values in a row; rows stand between `head` and `tail`.
+    pub(crate) const fn new(
+        name: &'static str,
+        head: &'static str,
+        columns: usize,
+        tail: &'static str,
+    ) -> Self {
+        Self {
+            name,
+            head,
+            columns,
+            tail,
+            texts: [const { [const { OnceLock::new() }; SIZES.len()] }; 2],
+        }
+    }
+
+    /// Returns the smallest and the largest of its statements.
+    pub(crate) fn statements(&'static self, placeholders: Placeholders) -> [Statement; 2] {
+        [1, SIZES[0]].map(|size| Statement {
+            name: self.name,
+            sql: self.text(size, placeholders),
+            parameters: size * self.columns,
+        })
+    }
+
+    fn text(&'static self, size: usize, placeholders: Placeholders) -> &'static str {
+        let [numbered, plain] = &self.texts;
+        let texts = match placeholders {
+            Placeholders::Numbered => numbered,
+            Placeholders::Plain => plain,
+        };
+        let at = SIZES.iter().position(|s| *s == size).unwrap_or(SIZES.len() - 1);
+        texts[at].get_or_init(|| self.build(SIZES[at], placeholders))
+    }
+
+    fn build(&self, rows: usize, placeholders: Placeholders) -> String {
+        let mut text = String::with_capacity(self.head.len() + rows * self.columns * 6 + self.tail.len());
+        text.push_str(self.head);
+        for row in 0..rows {
+            text.push_str(if row == 0 { "(" } else { ", (" });
+            for column in 0..self.columns {
+                if column > 0 {
+                    text.push_str(", ");
+                }
+                match placeholders {
+                    Placeholders::Plain => text.push('?'),
+                    Placeholders::Numbered => {
+                        // Writing to a string cannot fail.
+                        let _infallible = write!(text, "${}", row * self.columns + column + 1);
+                    }
+                }
+            }
+            text.push(')');
+        }
+        text.push_str(self.tail);
+        text
+    }
+
+    /// Cuts rows into runs of a fixed size; each comes with its statement and bound parameters.
+    ///
+    /// `bind` binds one row.
+    pub(crate) fn runs<'r, R, A: Arguments + Default>(
+        &'static self,
+        rows: &'r [R],
+        placeholders: Placeholders,
+        mut bind: impl FnMut(&mut A, &'r R) -> Result<(), sqlx::error::BoxDynError>,
+    ) -> impl Iterator<Item = Result<Run<A>, Failure>> {
+        let mut rest = rows;
+        std::iter::from_fn(move || {
+            let size = SIZES.into_iter().find(|size| *size <= rest.len())?;
+            let (now, later) = rest.split_at(size);
+            rest = later;
+            let mut arguments = A::default();
+            // Bytes are a guess for the binary protocol of PostgreSQL.
+            arguments.reserve(size * self.columns, size * self.columns * 12);
+            for row in now {
+                if let Err(error) = bind(&mut arguments, row) {
+                    return Some(Err(sqlx::Error::Encode(error).into()));
+                }
+            }
+            if arguments.len() != size * self.columns {
+                return Some(Err(internal("a row has another number of values than its statement").into()));
+            }
+            Some(Ok(Run { sql: self.text(size, placeholders), arguments }))
+        })
+    }
+}
+
+/// One statement with its parameters.
+pub(crate) struct Run<A> {
+    pub(crate) sql: &'static str,
+    pub(crate) arguments: A,
+}
+
+/// Declares the statements of many rows of a module and lists them in its `bulks`.
+macro_rules! bulks {
+    ($($(#[$doc:meta])* $name:ident = $head:expr, $columns:expr, $tail:expr;)*) => {
+        $($(#[$doc])* static $name: $crate::bulk::Bulk =
+            $crate::bulk::Bulk::new(stringify!($name), $head, $columns, $tail);)*
+        pub(super) fn bulks() -> Vec<&'static $crate::bulk::Bulk> {
+            vec![$(&$name),*]
+        }
+    };
+}
+
+/// Binds the values of one row; [`Bulk::runs`] refuses a wrong number of them.
+macro_rules! row {
+    ($arguments:expr, $($value:expr),* $(,)?) => {{
+        $(sqlx::Arguments::add($arguments, $value)?;)*
+        Ok(())
+    }};
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static PAIRS: Bulk = Bulk::new("PAIRS", "INSERT INTO t (a, b) VALUES ", 2, " ON CONFLICT DO NOTHING");
+
+    #[test]
+    fn a_text_has_one_placeholder_per_value() {
+        assert_eq!(
+            PAIRS.text(1, Placeholders::Numbered),
+            "INSERT INTO t (a, b) VALUES ($1, $2) ON CONFLICT DO NOTHING"
+        );
+        assert_eq!(PAIRS.text(8, Placeholders::Plain).matches('?').count(), 16);
+        assert!(PAIRS.text(8, Placeholders::Numbered).contains("($15, $16) ON"));
+    }
+
+    #[test]
+    fn rows_are_cut_into_the_largest_sizes_that_fit() {
+        let rows: Vec<i64> = (0..300).collect();
+        let values: Vec<usize> = PAIRS
+            .runs::<_, sqlx::sqlite::SqliteArguments>(&rows, Placeholders::Plain, |arguments, row| {
+                arguments.add(*row)?;
+                arguments.add(*row)
+            })
+            .map(|run| run.unwrap().arguments.len())
+            .collect();
+        assert_eq!(values, [256, 256, 64, 16, 2, 2, 2, 2]);
+    }
+
+    #[test]
+    fn a_row_that_is_too_short_is_refused() {
+        let run = PAIRS
+            .runs::<_, sqlx::sqlite::SqliteArguments>(&[1_i64], Placeholders::Plain, |arguments, row| {
+                arguments.add(*row)
+            })
+            .next();
+        assert!(matches!(run, Some(Err(_))));
+    }
+}

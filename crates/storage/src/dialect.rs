@@ -1,0 +1,190 @@
+//! What truly differs between the two databases. Everything else is written once.
+//!
+//! Counted, so that the list stays short:
+//!
+//! 1. how a write transaction begins;
+//! 2. placeholders of generated multi-row statements (`$n`, `?`);
+//! 3. the lock on the counters of tenants: SQLite has one writer;
+//! 4. the lock on periods that a post relies on;
+//! 5. the wake-up of pollers of the change feed;
+//! 6. partitions;
+//! 7. how the table of migrations is looked up.
+
+use sluice_domain::time::UnixMillis;
+use sqlx::error::BoxDynError;
+use sqlx::{Database, FromRow, PgPool, PgTransaction, Postgres, Sqlite, SqlitePool, SqliteTransaction};
+use uuid::Uuid;
+
+use crate::bulk::Bulk;
+use crate::error::Failure;
+
+/// How parameters are written in generated statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Placeholders {
+    /// `$1`, `$2`, …
+    Numbered,
+    /// `?`: SQLite keeps the names of numbered ones in a list that the driver searches for each
+    /// parameter, which takes milliseconds with some thousand of them.
+    Plain,
+}
+
+/// A connection of one of the databases. Its methods are the functions of this crate that run SQL;
+/// `on_both!` writes them once.
+pub(crate) struct Session<'c, D: Database> {
+    pub(crate) conn: &'c mut D::Connection,
+}
+
+/// The database of a session.
+pub(crate) trait Backed {
+    type Database: Database;
+}
+
+impl<D: Database> Backed for Session<'_, D> {
+    type Database = D;
+}
+
+/// The bound parameters of a session's statements.
+pub(crate) type Args<S> = <<S as Backed>::Database as Database>::Arguments;
+/// The rows of a session's statements.
+pub(crate) type Row<S> = <<S as Backed>::Database as Database>::Row;
+
+impl<'c, D: Database> Session<'c, D> {
+    pub(crate) fn new(conn: &'c mut D::Connection) -> Self {
+        Self { conn }
+    }
+}
+
+/// The channel that wakes pollers of the change feed.
+pub(crate) const FEED_CHANNEL: &str = "sluice_feed";
+
+/// Statements of PostgreSQL alone.
+pub(crate) mod postgres {
+    statements! {
+        BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        LOCK_COUNTERS = "SELECT counter_id FROM counters WHERE counter_id = ANY($1) \
+            ORDER BY counter_id FOR UPDATE";
+        LOCK_PERIODS = "SELECT period FROM periods WHERE tenant_id = ANY($1) AND period = ANY($2) \
+            ORDER BY tenant_id, period FOR SHARE";
+        NOTIFY_FEED = "SELECT CAST(pg_notify('sluice_feed', '') AS TEXT)";
+        ENSURE_PARTITIONS = "SELECT sluice_ensure_partitions($1)";
+        HAS_MIGRATIONS = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+    }
+}
+
+/// Statements of SQLite alone.
+pub(crate) mod sqlite {
+    statements! {
+        // A plain BEGIN becomes a writer at its first write, and fails at once when another one has
+        // written since it began to read.
+        BEGIN = "BEGIN IMMEDIATE";
+        HAS_MIGRATIONS = "SELECT EXISTS \
+            (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations')";
+    }
+}
+
+pub(crate) async fn begin_postgres(pool: &PgPool) -> Result<PgTransaction<'static>, Failure> {
+    Ok(pool.begin_with(postgres::BEGIN.sql).await?)
+}
+
+pub(crate) async fn begin_sqlite(pool: &SqlitePool) -> Result<SqliteTransaction<'static>, Failure> {
+    Ok(pool.begin_with(sqlite::BEGIN.sql).await?)
+}
+
+impl Session<'_, Postgres> {
+    pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Numbered;
+
+    /// Locks counters in the order of their ids, so that two writers never wait for each other.
+    pub(crate) async fn lock_counters(&mut self, ids: &[Uuid]) -> Result<(), Failure> {
+        sql!(postgres::LOCK_COUNTERS, ids).execute(&mut *self.conn).await?;
+        Ok(())
+    }
+
+    /// Keeps the state of periods as it is until the end of the transaction.
+    pub(crate) async fn lock_periods(
+        &mut self,
+        tenants: &[Uuid],
+        periods: &[i32],
+    ) -> Result<(), Failure> {
+        sql!(postgres::LOCK_PERIODS, tenants, periods).execute(&mut *self.conn).await?;
+        Ok(())
+    }
+
+    pub(crate) async fn notify_feed(&mut self) -> Result<(), Failure> {
+        sql!(postgres::NOTIFY_FEED).execute(&mut *self.conn).await?;
+        Ok(())
+    }
+
+    /// Makes the partitions of this month and the next two; returns how many were missing.
+    pub(crate) async fn ensure_partitions(&mut self, now: UnixMillis) -> Result<i32, Failure> {
+        Ok(sql_scalar!(postgres::ENSURE_PARTITIONS, now.0).fetch_one(&mut *self.conn).await?)
+    }
+
+    pub(crate) async fn has_migrations(&mut self) -> Result<bool, Failure> {
+        Ok(sql_scalar!(postgres::HAS_MIGRATIONS).fetch_one(&mut *self.conn).await?)
+    }
+}
+
+#[expect(clippy::unused_async, reason = "the other side of each pair awaits")]
+impl Session<'_, Sqlite> {
+    pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Plain;
+
+    pub(crate) async fn lock_counters(&mut self, _ids: &[Uuid]) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    pub(crate) async fn lock_periods(
+        &mut self,
+        _tenants: &[Uuid],
+        _periods: &[i32],
+    ) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    pub(crate) async fn notify_feed(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    pub(crate) async fn ensure_partitions(&mut self, _now: UnixMillis) -> Result<i32, Failure> {
+        Ok(0)
+    }
+
+    pub(crate) async fn has_migrations(&mut self) -> Result<bool, Failure> {
+        Ok(sql_scalar!(sqlite::HAS_MIGRATIONS).fetch_one(&mut *self.conn).await?)
+    }
+}
+
+on_both! {
+    /// Runs a statement of many rows; returns how many rows it changed.
+    pub(crate) async fn execute_bulk<R>(
+        &mut self,
+        bulk: &'static Bulk,
+        rows: &[R],
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
+    ) -> Result<usize, Failure> {
+        let mut changed = 0;
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, bind) {
+            let run = run?;
+            let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
+            changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        }
+        Ok(changed)
+    }
+
+    /// Runs a statement of many rows; returns the rows that it returns.
+    pub(crate) async fn fetch_bulk<R, T>(
+        &mut self,
+        bulk: &'static Bulk,
+        rows: &[R],
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
+    ) -> Result<Vec<T>, Failure>
+    where
+        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
+    {
+        let mut found = Vec::new();
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, bind) {
+            let run = run?;
+            found.extend(sqlx::query_as_with(run.sql, run.arguments).fetch_all(&mut *self.conn).await?);
+        }
+        Ok(found)
+    }
+}

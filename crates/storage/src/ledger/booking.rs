@@ -1,0 +1,307 @@
+//! Writes records with all that hangs on them: attempts, details, counters, rollups.
+
+use std::collections::BTreeMap;
+
+use sluice_domain::id::{InstanceId, TenantId};
+use sluice_domain::ports::Posted;
+use sluice_domain::record::{AttemptRecord, Caller, NumberedRecord};
+use sluice_domain::time::{Month, UnixMillis};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use super::sums::{self, Entry, stage_word};
+use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
+use crate::error::{Failure, corrupt};
+use crate::text::{Words, clean};
+
+bulks! {
+    INSERT_RECORDS = "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, period, \
+            statement_period, local_day, started_at_ms, endpoint, streams, requested_model, upstream_id, \
+            upstream_model, ending, stage, status, error_code, basis, input_tokens, cached_input_tokens, \
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, first_event_ms, \
+            duration_ms) VALUES ",
+        28,
+        " ON CONFLICT DO NOTHING";
+    INSERT_ATTEMPTS = "INSERT INTO attempts (request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, \
+            started_at_ms, head_ms) VALUES ",
+        9,
+        " ON CONFLICT DO NOTHING";
+    INSERT_DETAILS = "INSERT INTO record_details (request_id, ip, user_agent) VALUES ",
+        3,
+        " ON CONFLICT DO NOTHING";
+    ADD_TO_DAYS = "INSERT INTO rollup_daily (tenant_id, local_day, key_id, user_id, model, upstream_id, period, \
+            statement_period, requests, failures, input_tokens, cached_input_tokens, \
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens) VALUES ",
+        16,
+        " ON CONFLICT (tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period) \
+        DO UPDATE SET requests = rollup_daily.requests + excluded.requests, \
+            failures = rollup_daily.failures + excluded.failures, \
+            input_tokens = rollup_daily.input_tokens + excluded.input_tokens, \
+            cached_input_tokens = rollup_daily.cached_input_tokens + excluded.cached_input_tokens, \
+            cache_write_input_tokens = rollup_daily.cache_write_input_tokens + excluded.cache_write_input_tokens, \
+            output_tokens = rollup_daily.output_tokens + excluded.output_tokens, \
+            reasoning_output_tokens = rollup_daily.reasoning_output_tokens + excluded.reasoning_output_tokens, \
+            quota_tokens = rollup_daily.quota_tokens + excluded.quota_tokens";
+    ADD_TO_MONTHS = "INSERT INTO rollup_monthly (tenant_id, period, key_id, user_id, model, upstream_id, \
+            statement_period, requests, failures, input_tokens, cached_input_tokens, \
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens) VALUES ",
+        15,
+        " ON CONFLICT (tenant_id, period, key_id, user_id, model, upstream_id, statement_period) \
+        DO UPDATE SET requests = rollup_monthly.requests + excluded.requests, \
+            failures = rollup_monthly.failures + excluded.failures, \
+            input_tokens = rollup_monthly.input_tokens + excluded.input_tokens, \
+            cached_input_tokens = rollup_monthly.cached_input_tokens + excluded.cached_input_tokens, \
+            cache_write_input_tokens = rollup_monthly.cache_write_input_tokens + excluded.cache_write_input_tokens, \
+            output_tokens = rollup_monthly.output_tokens + excluded.output_tokens, \
+            reasoning_output_tokens = rollup_monthly.reasoning_output_tokens + excluded.reasoning_output_tokens, \
+            quota_tokens = rollup_monthly.quota_tokens + excluded.quota_tokens";
+    LOOK_UP_PERIODS = "WITH wanted (tenant_id, period) AS (VALUES ",
+        2,
+        ") SELECT p.tenant_id, p.period, p.state FROM wanted w \
+        JOIN periods p ON p.tenant_id = w.tenant_id AND p.period = w.period";
+}
+
+#[derive(FromRow)]
+struct PeriodRow {
+    tenant_id: Uuid,
+    period: i32,
+    state: String,
+}
+
+/// Statement months by tenant and quota month.
+type StatementPeriods = BTreeMap<(Uuid, i32), i32>;
+
+on_both! {
+    /// Books records that must all be new.
+    pub(crate) async fn book(
+        &mut self,
+        instance: InstanceId,
+        records: &[&NumberedRecord],
+        now: UnixMillis,
+    ) -> Result<Posted, Failure> {
+        if records.is_empty() {
+            return Ok(Posted::default());
+        }
+        let charges = sums::charges(records.iter().map(|numbered| &numbered.record));
+        let mut booked = self.counters_of(&charges, now).await?;
+        let statement_periods = self.statement_periods(records).await?;
+        let entries: Vec<Entry<'_>> = records
+            .iter()
+            .map(|numbered| {
+                let open = &numbered.record.open;
+                let period = open.period.as_number();
+                let tenant = open.payer.tenant_id.as_uuid();
+                let statement = statement_periods.get(&(tenant, period)).copied().unwrap_or(period);
+                Entry::new(numbered.post_no, &numbered.record, statement)
+            })
+            .collect();
+        if self.insert_records(instance, &entries).await? != entries.len() {
+            return Err(Failure::NotAllNew);
+        }
+        self.insert_attempts(&entries).await?;
+        self.insert_details(&entries).await?;
+        let counters = self.add_charges(&mut booked).await?;
+        self.add_to_rollups(&entries).await?;
+        Ok(Posted { inserted: entries.len(), counters })
+    }
+
+    async fn insert_records(
+        &mut self,
+        instance: InstanceId,
+        entries: &[Entry<'_>],
+    ) -> Result<usize, Failure> {
+        let mut words = Words::default();
+        self.execute_bulk(&INSERT_RECORDS, entries, |arguments, entry| {
+            let (open, end) = (&entry.record.open, &entry.record.end);
+            let attempt = entry.last_attempt();
+            row!(
+                arguments,
+                open.request_id.as_uuid(),
+                instance.as_uuid(),
+                entry.post_no,
+                open.payer.tenant_id.as_uuid(),
+                open.payer.user_id.as_uuid(),
+                open.payer.key_id.as_uuid(),
+                open.period.as_number(),
+                entry.statement_period,
+                open.local_day.0,
+                open.started_at.0,
+                words.share(open.endpoint.as_str()),
+                open.streams,
+                entry.requested_model.clone(),
+                attempt.map(|attempt| attempt.upstream_id.as_uuid()),
+                attempt.map(|attempt| clean(&attempt.upstream_model)),
+                words.share(end.ending.as_str()),
+                words.share(stage_word(end.stage)),
+                i32::from(end.status),
+                end.error_code.map(|code| words.share(code)),
+                words.share(end.basis.as_str()),
+                end.usage.input,
+                end.usage.cached_input,
+                end.usage.cache_write_input,
+                end.usage.output,
+                end.usage.reasoning_output,
+                end.quota_tokens,
+                end.first_event_ms,
+                end.duration_ms,
+            )
+        })
+        .await
+    }
+
+    async fn insert_attempts(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
+        let attempts: Vec<(Uuid, i32, &AttemptRecord)> = entries
+            .iter()
+            .flat_map(|entry| {
+                let request = entry.record.open.request_id.as_uuid();
+                (1_i32..).zip(&entry.record.end.attempts).map(move |(n, a)| (request, n, a))
+            })
+            .collect();
+        let mut words = Words::default();
+        self.execute_bulk(&INSERT_ATTEMPTS, &attempts, |arguments, (request, n, attempt)| {
+            row!(
+                arguments,
+                *request,
+                *n,
+                attempt.upstream_id.as_uuid(),
+                attempt.upstream_key_id.map(|id| id.as_uuid()),
+                clean(&attempt.upstream_model),
+                attempt.status.map(i32::from),
+                attempt.error.map(|error| words.share(error)),
+                attempt.started_at.0,
+                attempt.head_ms,
+            )
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn insert_details(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
+        let details: Vec<(Uuid, &Caller)> = entries
+            .iter()
+            .map(|entry| (entry.record.open.request_id.as_uuid(), &entry.record.open.caller))
+            .filter(|(_, caller)| caller.ip.is_some() || caller.user_agent.is_some())
+            .collect();
+        self.execute_bulk(&INSERT_DETAILS, &details, |arguments, (request, caller)| {
+            row!(
+                arguments,
+                *request,
+                caller.ip.map(|ip| ip.to_string()),
+                caller.user_agent.as_ref().map(clean),
+            )
+        })
+        .await?;
+        Ok(())
+    }
+
+    async fn add_to_rollups(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
+        let rollups = sums::rollups(entries);
+        self.execute_bulk(&ADD_TO_DAYS, &rollups.daily, |arguments, (key, sums)| {
+            row!(
+                arguments,
+                key.tenant_id,
+                key.local_day,
+                key.key_id,
+                key.user_id,
+                key.model.clone(),
+                key.upstream_id,
+                key.period,
+                key.statement_period,
+                sums.requests,
+                sums.failures,
+                sums.input,
+                sums.cached_input,
+                sums.cache_write_input,
+                sums.output,
+                sums.reasoning_output,
+                sums.quota,
+            )
+        })
+        .await?;
+        self.execute_bulk(&ADD_TO_MONTHS, &rollups.monthly, |arguments, (key, sums)| {
+            row!(
+                arguments,
+                key.tenant_id,
+                key.period,
+                key.key_id,
+                key.user_id,
+                key.model.clone(),
+                key.upstream_id,
+                key.statement_period,
+                sums.requests,
+                sums.failures,
+                sums.input,
+                sums.cached_input,
+                sums.cache_write_input,
+                sums.output,
+                sums.reasoning_output,
+                sums.quota,
+            )
+        })
+        .await?;
+        Ok(())
+    }
+
+    /// Decides the statement month of each quota month: itself while it is open, else the oldest
+    /// open one of the tenant.
+    async fn statement_periods(
+        &mut self,
+        records: &[&NumberedRecord],
+    ) -> Result<StatementPeriods, Failure> {
+        let mut decided = StatementPeriods::new();
+        for numbered in records {
+            let open = &numbered.record.open;
+            let period = open.period.as_number();
+            decided.insert((open.payer.tenant_id.as_uuid(), period), period);
+        }
+        let wanted: Vec<(Uuid, i32)> = decided.keys().copied().collect();
+        let (tenants, periods): (Vec<Uuid>, Vec<i32>) = wanted.iter().copied().unzip();
+        // Closing a month waits for the posts that go into it.
+        self.lock_periods(&tenants, &periods).await?;
+        let found: Vec<PeriodRow> = self
+            .fetch_bulk(&LOOK_UP_PERIODS, &wanted, |arguments, (tenant, period)| {
+                row!(arguments, *tenant, *period)
+            })
+            .await?;
+        let mut missing = wanted;
+        for row in found {
+            missing.retain(|known| *known != (row.tenant_id, row.period));
+            if row.state != "open" {
+                let open = self.oldest_open_period(row.tenant_id).await?;
+                decided.insert((row.tenant_id, row.period), open);
+            }
+        }
+        for (tenant, period) in missing {
+            self.make_period(tenant, period).await?;
+        }
+        Ok(decided)
+    }
+
+    async fn oldest_open_period(&mut self, tenant: Uuid) -> Result<i32, Failure> {
+        let open: Option<i32> =
+            sql_scalar!(OLDEST_OPEN_PERIOD, tenant).fetch_optional(&mut *self.conn).await?;
+        let period = match open {
+            Some(period) => period,
+            None => {
+                // All are closed: the month after the latest is opened.
+                let latest: i32 =
+                    sql_scalar!(LATEST_PERIOD, tenant).fetch_one(&mut *self.conn).await?;
+                let latest = Month::from_number(latest)
+                    .ok_or_else(|| corrupt("periods", "period", TenantId::from_uuid(tenant)))?;
+                let next = latest.next().as_number();
+                self.make_period(tenant, next).await?;
+                next
+            }
+        };
+        self.lock_periods(&[tenant], &[period]).await?;
+        Ok(period)
+    }
+
+    async fn make_period(&mut self, tenant: Uuid, period: i32) -> Result<(), Failure> {
+        let tenant_id = TenantId::from_uuid(tenant);
+        let month =
+            Month::from_number(period).ok_or_else(|| corrupt("periods", "period", tenant_id))?;
+        let zone = self.time_zone_of(tenant).await?;
+        self.insert_period(tenant_id, zone.period(month)).await
+    }
+}

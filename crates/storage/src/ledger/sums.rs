@@ -1,0 +1,188 @@
+//! What a batch adds up to, before the database is asked.
+//!
+//! Maps are ordered, so that rows are locked in one order by all writers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sluice_domain::id::{TenantId, UpstreamId};
+use sluice_domain::quota::Scope;
+use sluice_domain::record::{AttemptRecord, UsageRecord};
+use sluice_domain::time::Month;
+use sluice_domain::usage::{Ending, Stage};
+use uuid::Uuid;
+
+use crate::text::clean;
+
+/// A record on its way into the ledger.
+pub(crate) struct Entry<'r> {
+    pub(crate) post_no: i64,
+    pub(crate) record: &'r UsageRecord,
+    /// Decided in the transaction.
+    pub(crate) statement_period: i32,
+    pub(crate) requested_model: Arc<str>,
+}
+
+impl<'r> Entry<'r> {
+    pub(crate) fn new(post_no: i64, record: &'r UsageRecord, statement_period: i32) -> Self {
+        let requested_model = clean(&record.open.requested_model);
+        Self { post_no, record, statement_period, requested_model }
+    }
+
+    pub(crate) fn last_attempt(&self) -> Option<&'r AttemptRecord> {
+        self.record.end.attempts.last()
+    }
+
+    fn upstream_id(&self) -> Uuid {
+        self.last_attempt().map_or(Uuid::nil(), |attempt| attempt.upstream_id.as_uuid())
+    }
+}
+
+/// The stored word of a stage.
+pub(crate) const fn stage_word(stage: Stage) -> &'static str {
+    match stage {
+        Stage::Held => "held",
+        Stage::Dispatched => "dispatched",
+        Stage::Relaying => "relaying",
+    }
+}
+
+/// What one counter is charged.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Charge {
+    pub(crate) tenant_id: TenantId,
+    pub(crate) tokens: i64,
+}
+
+/// Charges by scope and month.
+pub(crate) type Charges = BTreeMap<(Scope, Month), Charge>;
+
+/// Sums the charges of records. An overflow becomes an amount that no counter takes.
+pub(crate) fn charges<'r>(records: impl Iterator<Item = &'r UsageRecord>) -> Charges {
+    let mut charges = Charges::new();
+    for record in records {
+        let payer = &record.open.payer;
+        for scope in payer.scopes() {
+            let charge = charges
+                .entry((scope, record.open.period))
+                .or_insert(Charge { tenant_id: payer.tenant_id, tokens: 0 });
+            charge.tokens = charge.tokens.saturating_add(record.end.quota_tokens);
+        }
+    }
+    charges
+}
+
+/// The key of a daily rollup, in the order of its primary key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct DayKey {
+    pub(crate) tenant_id: Uuid,
+    pub(crate) local_day: i32,
+    pub(crate) key_id: Uuid,
+    pub(crate) user_id: Uuid,
+    pub(crate) model: Arc<str>,
+    pub(crate) upstream_id: Uuid,
+    pub(crate) period: i32,
+    pub(crate) statement_period: i32,
+}
+
+/// The key of a monthly rollup, in the order of its primary key.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct MonthKey {
+    pub(crate) tenant_id: Uuid,
+    pub(crate) period: i32,
+    pub(crate) key_id: Uuid,
+    pub(crate) user_id: Uuid,
+    pub(crate) model: Arc<str>,
+    pub(crate) upstream_id: Uuid,
+    pub(crate) statement_period: i32,
+}
+
+/// What a rollup adds up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    pub(crate) requests: i64,
+    pub(crate) failures: i64,
+    pub(crate) input: i64,
+    pub(crate) cached_input: i64,
+    pub(crate) cache_write_input: i64,
+    pub(crate) output: i64,
+    pub(crate) reasoning_output: i64,
+    pub(crate) quota: i64,
+}
+
+impl Sums {
+    fn of(record: &UsageRecord) -> Self {
+        let (end, usage) = (&record.end, &record.end.usage);
+        let has_failed = end.ending != Ending::Finished || end.status >= 400;
+        Self {
+            requests: 1,
+            failures: i64::from(has_failed),
+            input: usage.input,
+            cached_input: usage.cached_input,
+            cache_write_input: usage.cache_write_input,
+            output: usage.output,
+            reasoning_output: usage.reasoning_output,
+            quota: end.quota_tokens,
+        }
+    }
+
+    /// An overflow becomes an amount that no rollup takes.
+    fn add(&mut self, other: &Self) {
+        for (sum, more) in [
+            (&mut self.requests, other.requests),
+            (&mut self.failures, other.failures),
+            (&mut self.input, other.input),
+            (&mut self.cached_input, other.cached_input),
+            (&mut self.cache_write_input, other.cache_write_input),
+            (&mut self.output, other.output),
+            (&mut self.reasoning_output, other.reasoning_output),
+            (&mut self.quota, other.quota),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
+    }
+}
+
+/// The rollups of a batch, one row per key: the same key twice in one statement is an error on
+/// PostgreSQL.
+pub(crate) struct Rollups {
+    pub(crate) daily: Vec<(DayKey, Sums)>,
+    pub(crate) monthly: Vec<(MonthKey, Sums)>,
+}
+
+pub(crate) fn rollups(entries: &[Entry<'_>]) -> Rollups {
+    let mut daily: BTreeMap<DayKey, Sums> = BTreeMap::new();
+    for entry in entries {
+        let (open, payer) = (&entry.record.open, &entry.record.open.payer);
+        let key = DayKey {
+            tenant_id: payer.tenant_id.as_uuid(),
+            local_day: open.local_day.0,
+            key_id: payer.key_id.as_uuid(),
+            user_id: payer.user_id.as_uuid(),
+            model: Arc::clone(&entry.requested_model),
+            upstream_id: entry.upstream_id(),
+            period: open.period.as_number(),
+            statement_period: entry.statement_period,
+        };
+        daily.entry(key).or_default().add(&Sums::of(entry.record));
+    }
+    let mut monthly: BTreeMap<MonthKey, Sums> = BTreeMap::new();
+    for (day, sums) in &daily {
+        let key = MonthKey {
+            tenant_id: day.tenant_id,
+            period: day.period,
+            key_id: day.key_id,
+            user_id: day.user_id,
+            model: Arc::clone(&day.model),
+            upstream_id: day.upstream_id,
+            statement_period: day.statement_period,
+        };
+        monthly.entry(key).or_default().add(sums);
+    }
+    Rollups { daily: daily.into_iter().collect(), monthly: monthly.into_iter().collect() }
+}
+
+/// The upstream of a stored rollup; the nil UUID stands for none.
+pub(crate) fn upstream_of_rollup(id: Uuid) -> Option<UpstreamId> {
+    (!id.is_nil()).then(|| UpstreamId::from_uuid(id))
+}

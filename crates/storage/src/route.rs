@@ -1,0 +1,209 @@
+//! Routes, and all that the relay needs to choose an upstream.
+
+use sluice_domain::id::{RouteId, TenantId, UpstreamId};
+use sluice_domain::ports::StoreError;
+use sluice_domain::route::{Route, Target};
+use sluice_domain::tenant::EntityState;
+use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::{Upstream, UpstreamKey};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::error::{Failure, corrupt};
+use crate::feed::Change;
+use crate::secret::SealedSecret;
+use crate::storage::Storage;
+
+statements! {
+    INSERT_ROUTE = "INSERT INTO routes (route_id, tenant_id, model, state, created_at_ms) \
+        VALUES ($1, $2, $3, $4, $5)";
+    INSERT_TARGET = "INSERT INTO route_targets (route_id, position, tier, weight, upstream_id, upstream_model) \
+        VALUES ($1, $2, $3, $4, $5, $6)";
+    // A route of a tenant may use its own upstreams and shared ones, a shared route only these.
+    FIND_USABLE_UPSTREAM = "SELECT upstream_id FROM upstreams \
+        WHERE upstream_id = $1 AND state <> 'deleted' AND (tenant_id IS NULL OR tenant_id = $2)";
+    DELETE_ROUTE = "UPDATE routes SET state = 'deleted' WHERE route_id = $1 AND state <> 'deleted'";
+    LIST_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.state, r.created_at_ms, \
+            t.tier, t.weight, t.upstream_id, t.upstream_model \
+        FROM routes r JOIN route_targets t ON t.route_id = r.route_id \
+        ORDER BY r.route_id, t.position";
+    ACTIVE_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.state, r.created_at_ms, \
+            t.tier, t.weight, t.upstream_id, t.upstream_model \
+        FROM routes r JOIN route_targets t ON t.route_id = r.route_id \
+        WHERE r.state = 'active' ORDER BY r.route_id, t.position";
+}
+
+/// What a new route needs.
+#[derive(Debug, Clone)]
+pub struct NewRoute {
+    /// Its id.
+    pub id: RouteId,
+    /// The tenant that alone may use it; `None` is shared by all.
+    pub tenant_id: Option<TenantId>,
+    /// The requested model or pattern, checked by
+    /// [`check_route_model`](sluice_domain::route::check_route_model).
+    pub model: String,
+    /// Where it may be served; never empty.
+    pub targets: Vec<Target>,
+    /// The time.
+    pub now: UnixMillis,
+}
+
+/// All active upstreams, keys and routes, of one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Routing {
+    /// The upstreams.
+    pub upstreams: Vec<Upstream>,
+    /// Their keys with their sealed secrets.
+    pub keys: Vec<(UpstreamKey, SealedSecret)>,
+    /// The routes. A target may name an upstream that is not active.
+    pub routes: Vec<Route>,
+}
+
+#[derive(FromRow)]
+struct RouteRow {
+    route_id: Uuid,
+    tenant_id: Option<Uuid>,
+    model: String,
+    state: String,
+    created_at_ms: i64,
+    tier: i32,
+    weight: i32,
+    upstream_id: Uuid,
+    upstream_model: Option<String>,
+}
+
+/// Gathers rows, one per target and ordered by route, into routes.
+fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
+    let mut routes: Vec<Route> = Vec::new();
+    for row in rows {
+        let id = RouteId::from_uuid(row.route_id);
+        let target = Target {
+            tier: u32::try_from(row.tier).map_err(|_neg| corrupt("route_targets", "tier", id))?,
+            weight: u32::try_from(row.weight).map_err(|_neg| corrupt("route_targets", "weight", id))?,
+            upstream_id: UpstreamId::from_uuid(row.upstream_id),
+            upstream_model: row.upstream_model,
+        };
+        match routes.last_mut().filter(|route| route.id == id) {
+            Some(route) => route.targets.push(target),
+            None => routes.push(Route {
+                id,
+                tenant_id: row.tenant_id.map(TenantId::from_uuid),
+                model: row.model,
+                targets: vec![target],
+                state: row.state.parse().map_err(|_bad| corrupt("routes", "state", id))?,
+                created_at: UnixMillis(row.created_at_ms),
+            }),
+        }
+    }
+    Ok(routes)
+}
+
+impl Storage {
+    /// Makes a route; `None` when there is no target, or when one names an upstream that does not
+    /// exist or belongs to a tenant other than the route's.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the tenant (or, for a shared route, everybody) has a route for
+    /// the model.
+    pub async fn create_route(&self, new: NewRoute) -> Result<Option<Route>, StoreError> {
+        in_transaction!(self, create_route(&new))
+    }
+
+    /// Deletes a route: marks it, so that its model may be routed anew; `false` when there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn delete_route(&self, id: RouteId) -> Result<bool, StoreError> {
+        in_transaction!(self, delete_route(id))
+    }
+
+    /// Lists all routes in the order of their ids; also those that are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn list_routes(&self) -> Result<Vec<Route>, StoreError> {
+        reading!(self, list_routes())
+    }
+
+    /// Loads what the relay needs to choose an upstream.
+    ///
+    /// Read the position of the feed before: a change between the parts shows as a change of
+    /// routing after that position.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn load_routing(&self) -> Result<Routing, StoreError> {
+        reading!(self, load_routing())
+    }
+}
+
+on_both! {
+    async fn create_route(&mut self, new: &NewRoute) -> Result<Option<Route>, Failure> {
+        if new.targets.is_empty() {
+            return Ok(None);
+        }
+        for target in &new.targets {
+            let tenant = new.tenant_id.map(TenantId::as_uuid);
+            let usable: Option<Uuid> =
+                sql_scalar!(FIND_USABLE_UPSTREAM, target.upstream_id.as_uuid(), tenant)
+                    .fetch_optional(&mut *self.conn)
+                    .await?;
+            if usable.is_none() {
+                return Ok(None);
+            }
+        }
+        sql!(
+            INSERT_ROUTE,
+            new.id.as_uuid(),
+            new.tenant_id.map(TenantId::as_uuid),
+            new.model.as_str(),
+            EntityState::Active.as_str(),
+            new.now.0,
+        )
+        .execute(&mut *self.conn)
+        .await
+        .map_err(|error| Failure::or_conflict(error, || format!("a route for `{}`", new.model)))?;
+        for (position, target) in (0_i64..).zip(&new.targets) {
+            sql!(
+                INSERT_TARGET,
+                new.id.as_uuid(),
+                position,
+                i64::from(target.tier),
+                i64::from(target.weight),
+                target.upstream_id.as_uuid(),
+                target.upstream_model.as_deref(),
+            )
+            .execute(&mut *self.conn)
+            .await?;
+        }
+        self.publish(&[Change::Routing]).await?;
+        Ok(Some(Route {
+            id: new.id,
+            tenant_id: new.tenant_id,
+            model: new.model.clone(),
+            targets: new.targets.clone(),
+            state: EntityState::Active,
+            created_at: new.now,
+        }))
+    }
+
+    async fn delete_route(&mut self, id: RouteId) -> Result<bool, Failure> {
+        let done = sql!(DELETE_ROUTE, id.as_uuid()).execute(&mut *self.conn).await?;
+        self.publish_routing(done.rows_affected()).await
+    }
+
+    async fn list_routes(&mut self) -> Result<Vec<Route>, Failure> {
+        let rows: Vec<RouteRow> = sql_as!(LIST_ROUTES).fetch_all(&mut *self.conn).await?;
+        Ok(gather(rows)?)
+    }
+
+    async fn load_routing(&mut self) -> Result<Routing, Failure> {
+        let rows: Vec<RouteRow> = sql_as!(ACTIVE_ROUTES).fetch_all(&mut *self.conn).await?;
+        Ok(Routing {
+            routes: gather(rows)?,
+            keys: self.active_upstream_keys().await?,
+            upstreams: self.active_upstreams().await?,
+        })
+    }
+}

@@ -1,0 +1,346 @@
+//! Upstreams and their sealed keys.
+
+use std::time::Duration;
+
+use sluice_domain::id::{TenantId, UpstreamId, UpstreamKeyId};
+use sluice_domain::ports::StoreError;
+use sluice_domain::tenant::{EntityState, Name};
+use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sqlx::FromRow;
+use uuid::Uuid;
+
+use crate::error::{Failure, corrupt};
+use crate::feed::Change;
+use crate::secret::SealedSecret;
+use crate::storage::Storage;
+
+statements! {
+    INSERT_UPSTREAM = "INSERT INTO upstreams (upstream_id, tenant_id, name, kind, base_url, connect_ms, \
+            first_event_ms, idle_ms, total_ms, state, created_at_ms) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+    LIST_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
+            idle_ms, total_ms, state, created_at_ms \
+        FROM upstreams ORDER BY upstream_id";
+    SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2 WHERE upstream_id = $1 AND state <> 'deleted'";
+    INSERT_UPSTREAM_KEY = "INSERT INTO upstream_keys (upstream_key_id, upstream_id, name, weight, \
+            sealed_secret, wrapped_key, master_key_id, state, created_at_ms) \
+        SELECT $1, upstream_id, $3, $4, $5, $6, $7, $8, $9 FROM upstreams \
+        WHERE upstream_id = $2 AND state <> 'deleted'";
+    LIST_UPSTREAM_KEYS = "SELECT upstream_key_id, upstream_id, name, weight, sealed_secret, wrapped_key, \
+            master_key_id, state, created_at_ms \
+        FROM upstream_keys WHERE upstream_id = $1 ORDER BY upstream_key_id";
+    SET_UPSTREAM_KEY_STATE = "UPDATE upstream_keys SET state = $2 \
+        WHERE upstream_key_id = $1 AND state <> 'deleted'";
+    ACTIVE_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
+            idle_ms, total_ms, state, created_at_ms \
+        FROM upstreams WHERE state = 'active' ORDER BY upstream_id";
+    ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.sealed_secret, \
+            k.wrapped_key, k.master_key_id, k.state, k.created_at_ms \
+        FROM upstream_keys k JOIN upstreams u ON u.upstream_id = k.upstream_id \
+        WHERE k.state = 'active' AND u.state = 'active' ORDER BY k.upstream_key_id";
+}
+
+/// What a new upstream needs.
+#[derive(Debug, Clone)]
+pub struct NewUpstream {
+    /// Its id.
+    pub id: UpstreamId,
+    /// The tenant that alone may use it; `None` is shared by all.
+    pub tenant_id: Option<TenantId>,
+    /// Its name.
+    pub name: Name,
+    /// Its protocol.
+    pub kind: ProviderKind,
+    /// Where it is.
+    pub base_url: Option<BaseUrl>,
+    /// How long it may take.
+    pub deadlines: Deadlines,
+    /// The time.
+    pub now: UnixMillis,
+}
+
+/// What a new upstream key needs.
+#[derive(Debug, Clone)]
+pub struct NewUpstreamKey {
+    /// Its id, which the secret is bound to.
+    pub id: UpstreamKeyId,
+    /// Its upstream.
+    pub upstream_id: UpstreamId,
+    /// Its name.
+    pub name: Name,
+    /// Share of the traffic against its siblings.
+    pub weight: u32,
+    /// The secret.
+    pub sealed: SealedSecret,
+    /// The time.
+    pub now: UnixMillis,
+}
+
+#[derive(FromRow)]
+struct UpstreamRow {
+    upstream_id: Uuid,
+    tenant_id: Option<Uuid>,
+    name: String,
+    kind: String,
+    base_url: Option<String>,
+    connect_ms: i64,
+    first_event_ms: i64,
+    idle_ms: i64,
+    total_ms: i64,
+    state: String,
+    created_at_ms: i64,
+}
+
+impl TryFrom<UpstreamRow> for Upstream {
+    type Error = StoreError;
+
+    fn try_from(row: UpstreamRow) -> Result<Self, StoreError> {
+        let id = UpstreamId::from_uuid(row.upstream_id);
+        let millis = |ms: i64| {
+            let ms = u64::try_from(ms).map_err(|_negative| corrupt("upstreams", "total_ms", id));
+            ms.map(Duration::from_millis)
+        };
+        Ok(Self {
+            id,
+            tenant_id: row.tenant_id.map(TenantId::from_uuid),
+            name: row.name.parse().map_err(|_bad| corrupt("upstreams", "name", id))?,
+            kind: row.kind.parse().map_err(|_bad| corrupt("upstreams", "kind", id))?,
+            base_url: row
+                .base_url
+                .map(|url| url.parse())
+                .transpose()
+                .map_err(|_bad| corrupt("upstreams", "base_url", id))?,
+            deadlines: Deadlines {
+                connect: millis(row.connect_ms)?,
+                first_event: millis(row.first_event_ms)?,
+                idle: millis(row.idle_ms)?,
+                total: millis(row.total_ms)?,
+            },
+            state: row.state.parse().map_err(|_bad| corrupt("upstreams", "state", id))?,
+            created_at: UnixMillis(row.created_at_ms),
+        })
+    }
+}
+
+#[derive(FromRow)]
+struct UpstreamKeyRow {
+    upstream_key_id: Uuid,
+    upstream_id: Uuid,
+    name: String,
+    weight: i32,
+    sealed_secret: Vec<u8>,
+    wrapped_key: Vec<u8>,
+    master_key_id: String,
+    state: String,
+    created_at_ms: i64,
+}
+
+impl UpstreamKeyRow {
+    fn key_and_secret(self) -> Result<(UpstreamKey, SealedSecret), StoreError> {
+        let id = UpstreamKeyId::from_uuid(self.upstream_key_id);
+        let key = UpstreamKey {
+            id,
+            upstream_id: UpstreamId::from_uuid(self.upstream_id),
+            name: self.name.parse().map_err(|_bad| corrupt("upstream_keys", "name", id))?,
+            weight: u32::try_from(self.weight)
+                .map_err(|_negative| corrupt("upstream_keys", "weight", id))?,
+            state: self.state.parse().map_err(|_bad| corrupt("upstream_keys", "state", id))?,
+            created_at: UnixMillis(self.created_at_ms),
+        };
+        let sealed = SealedSecret {
+            sealed_secret: self.sealed_secret,
+            wrapped_key: self.wrapped_key,
+            master_key_id: self.master_key_id,
+        };
+        Ok((key, sealed))
+    }
+}
+
+fn as_millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Storage {
+    /// Makes an upstream.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when an upstream has the name.
+    pub async fn create_upstream(&self, new: NewUpstream) -> Result<Upstream, StoreError> {
+        in_transaction!(self, create_upstream(&new))
+    }
+
+    /// Lists all upstreams in the order of their ids; also those that are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn list_upstreams(&self) -> Result<Vec<Upstream>, StoreError> {
+        reading!(self, list_upstreams())
+    }
+
+    /// Sets the state of an upstream; `false` when there is none or it was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn set_upstream_state(
+        &self,
+        id: UpstreamId,
+        state: EntityState,
+    ) -> Result<bool, StoreError> {
+        in_transaction!(self, set_upstream_state(id, state))
+    }
+
+    /// Makes an upstream key; `None` when there is no such upstream.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when a key of the upstream has the name.
+    pub async fn add_upstream_key(
+        &self,
+        new: NewUpstreamKey,
+    ) -> Result<Option<UpstreamKey>, StoreError> {
+        in_transaction!(self, add_upstream_key(&new))
+    }
+
+    /// Lists the keys of an upstream in the order of their ids, without their secrets; also those
+    /// that are deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn list_upstream_keys(
+        &self,
+        upstream_id: UpstreamId,
+    ) -> Result<Vec<UpstreamKey>, StoreError> {
+        reading!(self, list_upstream_keys(upstream_id))
+    }
+
+    /// Sets the state of an upstream key; `false` when there is none or it was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn set_upstream_key_state(
+        &self,
+        id: UpstreamKeyId,
+        state: EntityState,
+    ) -> Result<bool, StoreError> {
+        in_transaction!(self, set_upstream_key_state(id, state))
+    }
+}
+
+on_both! {
+    async fn create_upstream(&mut self, new: &NewUpstream) -> Result<Upstream, Failure> {
+        sql!(
+            INSERT_UPSTREAM,
+            new.id.as_uuid(),
+            new.tenant_id.map(TenantId::as_uuid),
+            new.name.as_str(),
+            new.kind.as_str(),
+            new.base_url.as_ref().map(ToString::to_string),
+            as_millis(new.deadlines.connect),
+            as_millis(new.deadlines.first_event),
+            as_millis(new.deadlines.idle),
+            as_millis(new.deadlines.total),
+            EntityState::Active.as_str(),
+            new.now.0,
+        )
+        .execute(&mut *self.conn)
+        .await
+        .map_err(|error| Failure::or_conflict(error, || format!("an upstream named `{}`", new.name)))?;
+        self.publish(&[Change::Routing]).await?;
+        Ok(Upstream {
+            id: new.id,
+            tenant_id: new.tenant_id,
+            name: new.name.clone(),
+            kind: new.kind,
+            base_url: new.base_url.clone(),
+            deadlines: new.deadlines,
+            state: EntityState::Active,
+            created_at: new.now,
+        })
+    }
+
+    async fn list_upstreams(&mut self) -> Result<Vec<Upstream>, Failure> {
+        let rows: Vec<UpstreamRow> = sql_as!(LIST_UPSTREAMS).fetch_all(&mut *self.conn).await?;
+        rows.into_iter().map(|row| Ok(row.try_into()?)).collect()
+    }
+
+    async fn set_upstream_state(
+        &mut self,
+        id: UpstreamId,
+        state: EntityState,
+    ) -> Result<bool, Failure> {
+        let done = sql!(SET_UPSTREAM_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
+        self.publish_routing(done.rows_affected()).await
+    }
+
+    async fn add_upstream_key(
+        &mut self,
+        new: &NewUpstreamKey,
+    ) -> Result<Option<UpstreamKey>, Failure> {
+        let done = sql!(
+            INSERT_UPSTREAM_KEY,
+            new.id.as_uuid(),
+            new.upstream_id.as_uuid(),
+            new.name.as_str(),
+            i64::from(new.weight),
+            new.sealed.sealed_secret.as_slice(),
+            new.sealed.wrapped_key.as_slice(),
+            new.sealed.master_key_id.as_str(),
+            EntityState::Active.as_str(),
+            new.now.0,
+        )
+        .execute(&mut *self.conn)
+        .await
+        .map_err(|error| Failure::or_conflict(error, || format!("an upstream key named `{}`", new.name)))?;
+        if !self.publish_routing(done.rows_affected()).await? {
+            return Ok(None);
+        }
+        Ok(Some(UpstreamKey {
+            id: new.id,
+            upstream_id: new.upstream_id,
+            name: new.name.clone(),
+            weight: new.weight,
+            state: EntityState::Active,
+            created_at: new.now,
+        }))
+    }
+
+    async fn list_upstream_keys(
+        &mut self,
+        upstream_id: UpstreamId,
+    ) -> Result<Vec<UpstreamKey>, Failure> {
+        let rows: Vec<UpstreamKeyRow> =
+            sql_as!(LIST_UPSTREAM_KEYS, upstream_id.as_uuid()).fetch_all(&mut *self.conn).await?;
+        rows.into_iter().map(|row| Ok(row.key_and_secret()?.0)).collect()
+    }
+
+    async fn set_upstream_key_state(
+        &mut self,
+        id: UpstreamKeyId,
+        state: EntityState,
+    ) -> Result<bool, Failure> {
+        let done =
+            sql!(SET_UPSTREAM_KEY_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
+        self.publish_routing(done.rows_affected()).await
+    }
+
+    pub(crate) async fn active_upstreams(&mut self) -> Result<Vec<Upstream>, Failure> {
+        let rows: Vec<UpstreamRow> = sql_as!(ACTIVE_UPSTREAMS).fetch_all(&mut *self.conn).await?;
+        rows.into_iter().map(|row| Ok(row.try_into()?)).collect()
+    }
+
+    pub(crate) async fn active_upstream_keys(
+        &mut self,
+    ) -> Result<Vec<(UpstreamKey, SealedSecret)>, Failure> {
+        let rows: Vec<UpstreamKeyRow> =
+            sql_as!(ACTIVE_UPSTREAM_KEYS).fetch_all(&mut *self.conn).await?;
+        rows.into_iter().map(|row| Ok(row.key_and_secret()?)).collect()
+    }
+
+    /// Tells of changed routing when rows were changed; returns whether there were any.
+    pub(crate) async fn publish_routing(&mut self, changed: u64) -> Result<bool, Failure> {
+        if changed > 0 {
+            self.publish(&[Change::Routing]).await?;
+        }
+        Ok(changed > 0)
+    }
+}

@@ -1,0 +1,554 @@
+-- The same tables and columns stand in ../sqlite; a test compares them.
+-- Times are milliseconds since the Unix epoch, months YYYYMM, days YYYYMMDD, ids UUIDs.
+-- 4611686018427387904 is 2^62, the largest amount that the ledger holds.
+
+-- Configuration -----------------------------------------------------------------------------------
+
+CREATE TABLE tenants (
+    tenant_id     UUID    NOT NULL,
+    name          TEXT    NOT NULL,
+    time_zone     TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    CONSTRAINT tenants_pk PRIMARY KEY (tenant_id),
+    CONSTRAINT tenants_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX tenants_name_idx ON tenants (name) WHERE state <> 'deleted';
+
+CREATE TABLE users (
+    user_id       UUID    NOT NULL,
+    tenant_id     UUID    NOT NULL,
+    name          TEXT    NOT NULL,
+    role          TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    CONSTRAINT users_pk PRIMARY KEY (user_id),
+    CONSTRAINT users_tenant_id_user_id_uk UNIQUE (tenant_id, user_id),
+    CONSTRAINT users_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT users_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member')),
+    CONSTRAINT users_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX users_tenant_id_name_idx ON users (tenant_id, name) WHERE state <> 'deleted';
+
+CREATE TABLE proxy_keys (
+    key_id         UUID    NOT NULL,
+    tenant_id      UUID    NOT NULL,
+    user_id        UUID    NOT NULL,
+    name           TEXT    NOT NULL,
+    key_hash       BYTEA   NOT NULL,
+    hint           TEXT    NOT NULL,
+    state          TEXT    NOT NULL,
+    expires_at_ms  BIGINT,
+    -- A JSON array of model names; NULL allows every model of the tenant.
+    allowed_models TEXT,
+    created_at_ms  BIGINT  NOT NULL,
+    CONSTRAINT proxy_keys_pk PRIMARY KEY (key_id),
+    CONSTRAINT proxy_keys_key_hash_uk UNIQUE (key_hash),
+    CONSTRAINT proxy_keys_key_hash_ck CHECK (length(key_hash) = 32),
+    -- A key and its user are of one tenant.
+    CONSTRAINT proxy_keys_user_fk FOREIGN KEY (tenant_id, user_id) REFERENCES users (tenant_id, user_id),
+    CONSTRAINT proxy_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE INDEX proxy_keys_tenant_id_key_id_idx ON proxy_keys (tenant_id, key_id);
+
+CREATE TABLE quotas (
+    scope         TEXT    NOT NULL,
+    scope_id      UUID    NOT NULL,
+    tenant_id     UUID    NOT NULL,
+    -- NULL is without a cap.
+    cap_tokens    BIGINT,
+    cap_nano      BIGINT,
+    changed_at_ms BIGINT  NOT NULL,
+    CONSTRAINT quotas_pk PRIMARY KEY (scope, scope_id),
+    CONSTRAINT quotas_scope_ck CHECK (scope IN ('tenant', 'user', 'key')),
+    CONSTRAINT quotas_cap_tokens_ck CHECK (cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT quotas_cap_nano_ck CHECK (cap_nano BETWEEN 0 AND 4611686018427387904)
+);
+
+CREATE TABLE upstreams (
+    upstream_id    UUID    NOT NULL,
+    -- NULL is shared by all tenants.
+    tenant_id      UUID,
+    name           TEXT    NOT NULL,
+    kind           TEXT    NOT NULL,
+    base_url       TEXT,
+    connect_ms     BIGINT  NOT NULL,
+    first_event_ms BIGINT  NOT NULL,
+    idle_ms        BIGINT  NOT NULL,
+    total_ms       BIGINT  NOT NULL,
+    state          TEXT    NOT NULL,
+    created_at_ms  BIGINT  NOT NULL,
+    CONSTRAINT upstreams_pk PRIMARY KEY (upstream_id),
+    CONSTRAINT upstreams_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT upstreams_deadlines_ck
+        CHECK (connect_ms > 0 AND first_event_ms > 0 AND idle_ms > 0 AND total_ms > 0),
+    CONSTRAINT upstreams_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX upstreams_name_idx ON upstreams (name) WHERE state <> 'deleted';
+
+CREATE TABLE upstream_keys (
+    upstream_key_id UUID    NOT NULL,
+    upstream_id     UUID    NOT NULL,
+    name            TEXT    NOT NULL,
+    weight          INTEGER NOT NULL,
+    -- Nonce, ciphertext and tag: the secret under the data key, the data key under the master key.
+    sealed_secret   BYTEA   NOT NULL,
+    wrapped_key     BYTEA   NOT NULL,
+    master_key_id   TEXT    NOT NULL,
+    state           TEXT    NOT NULL,
+    created_at_ms   BIGINT  NOT NULL,
+    CONSTRAINT upstream_keys_pk PRIMARY KEY (upstream_key_id),
+    CONSTRAINT upstream_keys_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),
+    CONSTRAINT upstream_keys_weight_ck CHECK (weight BETWEEN 1 AND 1000000),
+    CONSTRAINT upstream_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX upstream_keys_upstream_id_name_idx ON upstream_keys (upstream_id, name)
+    WHERE state <> 'deleted';
+
+CREATE TABLE routes (
+    route_id      UUID    NOT NULL,
+    -- NULL is shared by all tenants.
+    tenant_id     UUID,
+    model         TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    CONSTRAINT routes_pk PRIMARY KEY (route_id),
+    CONSTRAINT routes_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT routes_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX routes_shared_model_idx ON routes (model)
+    WHERE tenant_id IS NULL AND state <> 'deleted';
+CREATE UNIQUE INDEX routes_tenant_id_model_idx ON routes (tenant_id, model)
+    WHERE tenant_id IS NOT NULL AND state <> 'deleted';
+
+CREATE TABLE route_targets (
+    route_id       UUID    NOT NULL,
+    position       INTEGER NOT NULL,
+    tier           INTEGER NOT NULL,
+    weight         INTEGER NOT NULL,
+    upstream_id    UUID    NOT NULL,
+    -- NULL is the requested name.
+    upstream_model TEXT,
+    CONSTRAINT route_targets_pk PRIMARY KEY (route_id, position),
+    CONSTRAINT route_targets_route_id_fk FOREIGN KEY (route_id) REFERENCES routes (route_id),
+    CONSTRAINT route_targets_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),
+    CONSTRAINT route_targets_tier_ck CHECK (tier BETWEEN 0 AND 1000000),
+    CONSTRAINT route_targets_weight_ck CHECK (weight BETWEEN 1 AND 1000000)
+);
+
+-- Change feed -------------------------------------------------------------------------------------
+
+-- One row. It is advanced inside every transaction that changes configuration, so that the order
+-- of positions is the order of commits.
+CREATE TABLE feed (
+    feed_id INTEGER NOT NULL,
+    pos     BIGINT  NOT NULL,
+    CONSTRAINT feed_pk PRIMARY KEY (feed_id),
+    CONSTRAINT feed_feed_id_ck CHECK (feed_id = 1)
+);
+INSERT INTO feed (feed_id, pos) VALUES (1, 0);
+
+CREATE TABLE feed_events (
+    pos       BIGINT  NOT NULL,
+    kind      TEXT    NOT NULL,
+    key_hash  BYTEA,
+    entity_id UUID,
+    CONSTRAINT feed_events_pk PRIMARY KEY (pos),
+    CONSTRAINT feed_events_kind_ck CHECK (kind IN ('key', 'user', 'tenant', 'routing'))
+);
+
+-- Ledger: no foreign keys to configuration --------------------------------------------------------
+
+CREATE TABLE instances (
+    instance_id      UUID    NOT NULL,
+    boot_id          UUID    NOT NULL,
+    seq              BIGINT  NOT NULL,
+    state            TEXT    NOT NULL,
+    -- Posts 1 to posted_no have been taken in.
+    posted_no        BIGINT  NOT NULL,
+    posted_rows      BIGINT  NOT NULL,
+    quarantined_rows BIGINT  NOT NULL,
+    dropped_rows     BIGINT  NOT NULL,
+    heartbeat_at_ms  BIGINT  NOT NULL,
+    CONSTRAINT instances_pk PRIMARY KEY (instance_id),
+    CONSTRAINT instances_state_ck CHECK (state IN ('live', 'resolved', 'closed')),
+    CONSTRAINT instances_numbers_ck
+        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0)
+);
+
+CREATE TABLE periods (
+    tenant_id    UUID    NOT NULL,
+    period       INTEGER NOT NULL,
+    starts_at_ms BIGINT  NOT NULL,
+    ends_at_ms   BIGINT  NOT NULL,
+    state        TEXT    NOT NULL,
+    CONSTRAINT periods_pk PRIMARY KEY (tenant_id, period),
+    CONSTRAINT periods_period_ck CHECK (period BETWEEN 197001 AND 999912),
+    CONSTRAINT periods_bounds_ck CHECK (starts_at_ms < ends_at_ms),
+    CONSTRAINT periods_state_ck CHECK (state IN ('open', 'closed'))
+);
+-- Small for ever: the trigger on usage_records asks it.
+CREATE INDEX periods_closed_idx ON periods (tenant_id, period) WHERE state = 'closed';
+
+CREATE TABLE counters (
+    counter_id      UUID    NOT NULL,
+    tenant_id       UUID    NOT NULL,
+    scope           TEXT    NOT NULL,
+    scope_id        UUID    NOT NULL,
+    period          INTEGER NOT NULL,
+    -- NULL is without a cap; a NULL peak means that it was so at some time of the period.
+    cap_tokens      BIGINT,
+    cap_nano        BIGINT,
+    peak_cap_tokens BIGINT,
+    peak_cap_nano   BIGINT,
+    used_tokens     BIGINT  NOT NULL DEFAULT 0,
+    used_nano       BIGINT  NOT NULL DEFAULT 0,
+    held_tokens     BIGINT  NOT NULL DEFAULT 0,
+    held_nano       BIGINT  NOT NULL DEFAULT 0,
+    over_tokens     BIGINT  NOT NULL DEFAULT 0,
+    over_nano       BIGINT  NOT NULL DEFAULT 0,
+    -- Whether idle leases are asked back.
+    recall          BOOLEAN NOT NULL DEFAULT FALSE,
+    CONSTRAINT counters_pk PRIMARY KEY (counter_id),
+    CONSTRAINT counters_scope_scope_id_period_uk UNIQUE (scope, scope_id, period),
+    CONSTRAINT counters_scope_ck CHECK (scope IN ('tenant', 'user', 'key')),
+    CONSTRAINT counters_cap_tokens_ck CHECK (cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_cap_nano_ck CHECK (cap_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_peak_cap_tokens_ck CHECK (peak_cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_peak_cap_nano_ck CHECK (peak_cap_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_used_tokens_ck CHECK (used_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_used_nano_ck CHECK (used_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_held_tokens_ck CHECK (held_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_held_nano_ck CHECK (held_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_over_tokens_ck CHECK (over_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_over_nano_ck CHECK (over_nano BETWEEN 0 AND 4611686018427387904)
+);
+
+-- The balance of one counter that one instance may spend.
+CREATE TABLE leases (
+    instance_id      UUID    NOT NULL,
+    counter_id       UUID    NOT NULL,
+    held_tokens      BIGINT  NOT NULL,
+    held_nano        BIGINT  NOT NULL,
+    in_flight_tokens BIGINT  NOT NULL,
+    in_flight_nano   BIGINT  NOT NULL,
+    CONSTRAINT leases_pk PRIMARY KEY (instance_id, counter_id),
+    CONSTRAINT leases_held_tokens_ck CHECK (held_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_held_nano_ck CHECK (held_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_in_flight_tokens_ck CHECK (in_flight_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_in_flight_nano_ck CHECK (in_flight_nano BETWEEN 0 AND 4611686018427387904)
+);
+CREATE INDEX leases_counter_id_idx ON leases (counter_id);
+
+-- Words that may grow (endpoint, ending, stage, basis) have no CHECK, as on SQLite. They come from
+-- closed types.
+--
+-- Partitioned by the UTC month of the time inside the UUIDv7, so that uniqueness stays global and
+-- retention is a DROP of a partition. The DEFAULT partitions stay empty.
+CREATE TABLE usage_records (
+    request_id               UUID    NOT NULL,
+    instance_id              UUID    NOT NULL,
+    post_no                  BIGINT  NOT NULL,
+    tenant_id                UUID    NOT NULL,
+    user_id                  UUID    NOT NULL,
+    key_id                   UUID    NOT NULL,
+    -- Quota month, fixed at admission; statement month, fixed at the post.
+    period                   INTEGER NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    local_day                INTEGER NOT NULL,
+    started_at_ms            BIGINT  NOT NULL,
+    endpoint                 TEXT    NOT NULL,
+    streams                  BOOLEAN NOT NULL,
+    requested_model          TEXT    NOT NULL,
+    -- Of the last attempt; NULL when nothing was sent.
+    upstream_id              UUID,
+    upstream_model           TEXT,
+    ending                   TEXT    NOT NULL,
+    stage                    TEXT    NOT NULL,
+    status                   INTEGER NOT NULL,
+    error_code               TEXT,
+    basis                    TEXT    NOT NULL,
+    input_tokens             BIGINT  NOT NULL,
+    cached_input_tokens      BIGINT  NOT NULL,
+    cache_write_input_tokens BIGINT  NOT NULL,
+    output_tokens            BIGINT  NOT NULL,
+    reasoning_output_tokens  BIGINT  NOT NULL,
+    -- NULL when the request was admitted without a hold.
+    bound_tokens             BIGINT,
+    bound_nano               BIGINT,
+    quota_tokens             BIGINT  NOT NULL,
+    charge_nano              BIGINT  NOT NULL DEFAULT 0,
+    excess_tokens            BIGINT  NOT NULL DEFAULT 0,
+    excess_nano              BIGINT  NOT NULL DEFAULT 0,
+    -- What the provider bills; NULL when it is not known.
+    cost_nano                BIGINT,
+    cost_basis               TEXT,
+    price_version            INTEGER,
+    -- Parts per million on top of the price.
+    markup_ppm               BIGINT,
+    first_event_ms           BIGINT,
+    duration_ms              BIGINT  NOT NULL,
+    CONSTRAINT usage_records_pk PRIMARY KEY (request_id),
+    CONSTRAINT usage_records_post_no_ck CHECK (post_no > 0),
+    CONSTRAINT usage_records_tokens_ck CHECK (
+        input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT usage_records_quota_tokens_ck CHECK (quota_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT usage_records_charge_nano_ck CHECK (charge_nano BETWEEN 0 AND 4611686018427387904),
+    -- These pass where there was no hold.
+    CONSTRAINT usage_records_bound_tokens_ck CHECK (quota_tokens <= bound_tokens),
+    CONSTRAINT usage_records_bound_nano_ck CHECK (charge_nano <= bound_nano),
+    CONSTRAINT usage_records_excess_tokens_ck
+        CHECK (excess_tokens = 0 OR (excess_tokens > 0 AND quota_tokens = bound_tokens)),
+    CONSTRAINT usage_records_excess_nano_ck
+        CHECK (excess_nano = 0 OR (excess_nano > 0 AND charge_nano = bound_nano))
+) PARTITION BY RANGE (request_id);
+-- Not unique: a unique index would have to hold the partition key.
+CREATE INDEX usage_records_instance_id_post_no_idx ON usage_records (instance_id, post_no);
+CREATE TABLE usage_records_default PARTITION OF usage_records DEFAULT;
+
+
+CREATE TABLE attempts (
+    request_id      UUID    NOT NULL,
+    n               INTEGER NOT NULL,
+    upstream_id     UUID    NOT NULL,
+    upstream_key_id UUID,
+    upstream_model  TEXT    NOT NULL,
+    -- NULL when no head came.
+    status          INTEGER,
+    -- NULL when the attempt succeeded.
+    error           TEXT,
+    started_at_ms   BIGINT  NOT NULL,
+    head_ms         BIGINT  NOT NULL,
+    CONSTRAINT attempts_pk PRIMARY KEY (request_id, n)
+) PARTITION BY RANGE (request_id);
+CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
+
+-- Personal data; may be erased, and is no part of any sum.
+CREATE TABLE record_details (
+    request_id UUID    NOT NULL,
+    ip         TEXT,
+    user_agent TEXT,
+    -- A JSON object.
+    tags       TEXT,
+    CONSTRAINT record_details_pk PRIMARY KEY (request_id)
+) PARTITION BY RANGE (request_id);
+CREATE TABLE record_details_default PARTITION OF record_details DEFAULT;
+
+-- `upstream_id` is the nil UUID for requests that were sent nowhere.
+CREATE TABLE rollup_daily (
+    tenant_id                UUID    NOT NULL,
+    local_day                INTEGER NOT NULL,
+    key_id                   UUID    NOT NULL,
+    user_id                  UUID    NOT NULL,
+    model                    TEXT    NOT NULL,
+    upstream_id              UUID    NOT NULL,
+    period                   INTEGER NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    requests                 BIGINT  NOT NULL,
+    failures                 BIGINT  NOT NULL,
+    input_tokens             BIGINT  NOT NULL,
+    cached_input_tokens      BIGINT  NOT NULL,
+    cache_write_input_tokens BIGINT  NOT NULL,
+    output_tokens            BIGINT  NOT NULL,
+    reasoning_output_tokens  BIGINT  NOT NULL,
+    quota_tokens             BIGINT  NOT NULL,
+    excess_tokens            BIGINT  NOT NULL DEFAULT 0,
+    charge_nano              BIGINT  NOT NULL DEFAULT 0,
+    excess_nano              BIGINT  NOT NULL DEFAULT 0,
+    cost_nano                BIGINT  NOT NULL DEFAULT 0,
+    CONSTRAINT rollup_daily_pk PRIMARY KEY
+        (tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period),
+    CONSTRAINT rollup_daily_sums_ck CHECK (
+        requests BETWEEN 0 AND 4611686018427387904
+        AND failures BETWEEN 0 AND 4611686018427387904
+        AND input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904
+        AND quota_tokens BETWEEN 0 AND 4611686018427387904
+        AND excess_tokens BETWEEN 0 AND 4611686018427387904
+        AND charge_nano BETWEEN 0 AND 4611686018427387904
+        AND excess_nano BETWEEN 0 AND 4611686018427387904
+        AND cost_nano BETWEEN 0 AND 4611686018427387904)
+);
+
+CREATE TABLE rollup_monthly (
+    tenant_id                UUID    NOT NULL,
+    period                   INTEGER NOT NULL,
+    key_id                   UUID    NOT NULL,
+    user_id                  UUID    NOT NULL,
+    model                    TEXT    NOT NULL,
+    upstream_id              UUID    NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    requests                 BIGINT  NOT NULL,
+    failures                 BIGINT  NOT NULL,
+    input_tokens             BIGINT  NOT NULL,
+    cached_input_tokens      BIGINT  NOT NULL,
+    cache_write_input_tokens BIGINT  NOT NULL,
+    output_tokens            BIGINT  NOT NULL,
+    reasoning_output_tokens  BIGINT  NOT NULL,
+    quota_tokens             BIGINT  NOT NULL,
+    excess_tokens            BIGINT  NOT NULL DEFAULT 0,
+    charge_nano              BIGINT  NOT NULL DEFAULT 0,
+    excess_nano              BIGINT  NOT NULL DEFAULT 0,
+    cost_nano                BIGINT  NOT NULL DEFAULT 0,
+    CONSTRAINT rollup_monthly_pk PRIMARY KEY
+        (tenant_id, period, key_id, user_id, model, upstream_id, statement_period),
+    CONSTRAINT rollup_monthly_sums_ck CHECK (
+        requests BETWEEN 0 AND 4611686018427387904
+        AND failures BETWEEN 0 AND 4611686018427387904
+        AND input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904
+        AND quota_tokens BETWEEN 0 AND 4611686018427387904
+        AND excess_tokens BETWEEN 0 AND 4611686018427387904
+        AND charge_nano BETWEEN 0 AND 4611686018427387904
+        AND excess_nano BETWEEN 0 AND 4611686018427387904
+        AND cost_nano BETWEEN 0 AND 4611686018427387904)
+);
+
+-- What counts against a quota without being a usage record.
+CREATE TABLE ledger_entries (
+    entry_id      UUID    NOT NULL,
+    kind          TEXT    NOT NULL,
+    instance_id   UUID    NOT NULL,
+    counter_id    UUID    NOT NULL,
+    request_id    UUID,
+    -- Positive for an exposure, negative for a release.
+    amount_tokens BIGINT  NOT NULL,
+    amount_nano   BIGINT  NOT NULL,
+    made_at_ms    BIGINT  NOT NULL,
+    CONSTRAINT ledger_entries_pk PRIMARY KEY (entry_id),
+    CONSTRAINT ledger_entries_kind_request_id_counter_id_uk UNIQUE (kind, request_id, counter_id),
+    CONSTRAINT ledger_entries_kind_ck CHECK (kind IN ('exposure', 'release')),
+    CONSTRAINT ledger_entries_amount_tokens_ck CHECK (
+        (kind = 'exposure' AND amount_tokens BETWEEN 0 AND 4611686018427387904)
+        OR (kind = 'release' AND amount_tokens BETWEEN -4611686018427387904 AND 0)),
+    CONSTRAINT ledger_entries_amount_nano_ck CHECK (
+        (kind = 'exposure' AND amount_nano BETWEEN 0 AND 4611686018427387904)
+        OR (kind = 'release' AND amount_nano BETWEEN -4611686018427387904 AND 0))
+);
+
+-- Closed months.
+CREATE TABLE statements (
+    tenant_id        UUID    NOT NULL,
+    statement_period INTEGER NOT NULL,
+    version          INTEGER NOT NULL,
+    -- A JSON object of sums.
+    totals           TEXT    NOT NULL,
+    record_count     BIGINT  NOT NULL,
+    hash             BYTEA   NOT NULL,
+    closed_at_ms     BIGINT  NOT NULL,
+    CONSTRAINT statements_pk PRIMARY KEY (tenant_id, statement_period, version),
+    CONSTRAINT statements_version_ck CHECK (version >= 1),
+    CONSTRAINT statements_hash_ck CHECK (length(hash) = 32)
+);
+
+-- Records that the ledger refused, whole, for a person to look at.
+CREATE TABLE quarantine (
+    instance_id UUID    NOT NULL,
+    post_no     BIGINT  NOT NULL,
+    request_id  UUID    NOT NULL,
+    reason      TEXT    NOT NULL,
+    -- The record as a JSON object.
+    record      TEXT    NOT NULL,
+    made_at_ms  BIGINT  NOT NULL,
+    CONSTRAINT quarantine_pk PRIMARY KEY (instance_id, post_no)
+);
+
+-- What retention has removed.
+CREATE TABLE ledger_floor (
+    partition_name TEXT    NOT NULL,
+    instance_id    UUID    NOT NULL,
+    record_count   BIGINT  NOT NULL,
+    quota_tokens   BIGINT  NOT NULL,
+    charge_nano    BIGINT  NOT NULL,
+    hash           BYTEA   NOT NULL,
+    made_at_ms     BIGINT  NOT NULL,
+    CONSTRAINT ledger_floor_pk PRIMARY KEY (partition_name, instance_id),
+    CONSTRAINT ledger_floor_hash_ck CHECK (length(hash) = 32)
+);
+
+-- Append-only ---------------------------------------------------------------------------------------
+
+CREATE FUNCTION sluice_refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE TRIGGER usage_records_no_change BEFORE UPDATE OR DELETE ON usage_records
+    FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER usage_records_no_truncate BEFORE TRUNCATE ON usage_records
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER usage_records_default_no_truncate BEFORE TRUNCATE ON usage_records_default
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER ledger_entries_no_change BEFORE UPDATE OR DELETE ON ledger_entries
+    FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON ledger_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
+
+-- Per statement: a look-up per row would cost more than the row.
+CREATE FUNCTION sluice_refuse_closed_period() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (
+        SELECT 1 FROM new_records r
+        JOIN periods p ON p.tenant_id = r.tenant_id AND p.period = r.statement_period
+        WHERE p.state = 'closed')
+    THEN
+        RAISE EXCEPTION 'the statement period is closed' USING ERRCODE = 'restrict_violation';
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER usage_records_open_period AFTER INSERT ON usage_records
+    REFERENCING NEW TABLE AS new_records
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_closed_period();
+
+-- Partitions ----------------------------------------------------------------------------------------
+
+-- Returns the smallest UUIDv7 of a time.
+CREATE FUNCTION sluice_uuid_at(at_ms BIGINT) RETURNS UUID LANGUAGE sql IMMUTABLE AS $$
+    SELECT CAST(lpad(to_hex(at_ms), 12, '0') || '00000000000000000000' AS UUID)
+$$;
+
+-- Makes the partitions of the month of `now_ms` and of the two after it, where they are missing.
+-- Returns how many were made.
+CREATE FUNCTION sluice_ensure_partitions(now_ms BIGINT) RETURNS INTEGER LANGUAGE plpgsql AS $$
+DECLARE
+    month_start TIMESTAMP := date_trunc('month', to_timestamp(now_ms / 1000) AT TIME ZONE 'UTC');
+    low TIMESTAMP;
+    parent TEXT;
+    child TEXT;
+    made INTEGER := 0;
+BEGIN
+    FOR i IN 0..2 LOOP
+        low := month_start + make_interval(months => i);
+        FOREACH parent IN ARRAY ARRAY['usage_records', 'attempts', 'record_details'] LOOP
+            child := parent || '_' || to_char(low, 'YYYY_MM');
+            CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
+            -- Two instances may come here at once.
+            PERFORM pg_advisory_xact_lock(hashtext('sluice_ensure_partitions'));
+            CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
+            -- Attaching waits for no reader of the parent; PARTITION OF would.
+            EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent);
+            EXECUTE format(
+                'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, child,
+                sluice_uuid_at(CAST(extract(epoch FROM low AT TIME ZONE 'UTC') * 1000 AS BIGINT)),
+                sluice_uuid_at(CAST(extract(epoch FROM (low + interval '1 month') AT TIME ZONE 'UTC') * 1000 AS BIGINT)));
+            IF parent = 'usage_records' THEN
+                EXECUTE format(
+                    'CREATE TRIGGER %I BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change()',
+                    child || '_no_truncate', child);
+            END IF;
+            made := made + 1;
+        END LOOP;
+    END LOOP;
+    RETURN made;
+END $$;

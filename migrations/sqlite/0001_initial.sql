@@ -1,0 +1,494 @@
+-- The same tables and columns stand in ../postgres; a test compares them.
+-- Times are milliseconds since the Unix epoch, months YYYYMM, days YYYYMMDD, ids 16-byte UUIDs.
+-- 4611686018427387904 is 2^62, the largest amount that the ledger holds.
+
+-- Configuration -----------------------------------------------------------------------------------
+
+CREATE TABLE tenants (
+    tenant_id     BLOB    NOT NULL,
+    name          TEXT    NOT NULL,
+    time_zone     TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    CONSTRAINT tenants_pk PRIMARY KEY (tenant_id),
+    CONSTRAINT tenants_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX tenants_name_idx ON tenants (name) WHERE state <> 'deleted';
+
+CREATE TABLE users (
+    user_id       BLOB    NOT NULL,
+    tenant_id     BLOB    NOT NULL,
+    name          TEXT    NOT NULL,
+    role          TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    CONSTRAINT users_pk PRIMARY KEY (user_id),
+    CONSTRAINT users_tenant_id_user_id_uk UNIQUE (tenant_id, user_id),
+    CONSTRAINT users_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT users_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member')),
+    CONSTRAINT users_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX users_tenant_id_name_idx ON users (tenant_id, name) WHERE state <> 'deleted';
+
+CREATE TABLE proxy_keys (
+    key_id         BLOB    NOT NULL,
+    tenant_id      BLOB    NOT NULL,
+    user_id        BLOB    NOT NULL,
+    name           TEXT    NOT NULL,
+    key_hash       BLOB    NOT NULL,
+    hint           TEXT    NOT NULL,
+    state          TEXT    NOT NULL,
+    expires_at_ms  INTEGER,
+    -- A JSON array of model names; NULL allows every model of the tenant.
+    allowed_models TEXT,
+    created_at_ms  INTEGER NOT NULL,
+    CONSTRAINT proxy_keys_pk PRIMARY KEY (key_id),
+    CONSTRAINT proxy_keys_key_hash_uk UNIQUE (key_hash),
+    CONSTRAINT proxy_keys_key_hash_ck CHECK (length(key_hash) = 32),
+    -- A key and its user are of one tenant.
+    CONSTRAINT proxy_keys_user_fk FOREIGN KEY (tenant_id, user_id) REFERENCES users (tenant_id, user_id),
+    CONSTRAINT proxy_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE INDEX proxy_keys_tenant_id_key_id_idx ON proxy_keys (tenant_id, key_id);
+
+CREATE TABLE quotas (
+    scope         TEXT    NOT NULL,
+    scope_id      BLOB    NOT NULL,
+    tenant_id     BLOB    NOT NULL,
+    -- NULL is without a cap.
+    cap_tokens    INTEGER,
+    cap_nano      INTEGER,
+    changed_at_ms INTEGER NOT NULL,
+    CONSTRAINT quotas_pk PRIMARY KEY (scope, scope_id),
+    CONSTRAINT quotas_scope_ck CHECK (scope IN ('tenant', 'user', 'key')),
+    CONSTRAINT quotas_cap_tokens_ck CHECK (cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT quotas_cap_nano_ck CHECK (cap_nano BETWEEN 0 AND 4611686018427387904)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE upstreams (
+    upstream_id    BLOB    NOT NULL,
+    -- NULL is shared by all tenants.
+    tenant_id      BLOB,
+    name           TEXT    NOT NULL,
+    kind           TEXT    NOT NULL,
+    base_url       TEXT,
+    connect_ms     INTEGER NOT NULL,
+    first_event_ms INTEGER NOT NULL,
+    idle_ms        INTEGER NOT NULL,
+    total_ms       INTEGER NOT NULL,
+    state          TEXT    NOT NULL,
+    created_at_ms  INTEGER NOT NULL,
+    CONSTRAINT upstreams_pk PRIMARY KEY (upstream_id),
+    CONSTRAINT upstreams_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT upstreams_deadlines_ck
+        CHECK (connect_ms > 0 AND first_event_ms > 0 AND idle_ms > 0 AND total_ms > 0),
+    CONSTRAINT upstreams_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX upstreams_name_idx ON upstreams (name) WHERE state <> 'deleted';
+
+CREATE TABLE upstream_keys (
+    upstream_key_id BLOB    NOT NULL,
+    upstream_id     BLOB    NOT NULL,
+    name            TEXT    NOT NULL,
+    weight          INTEGER NOT NULL,
+    -- Nonce, ciphertext and tag: the secret under the data key, the data key under the master key.
+    sealed_secret   BLOB    NOT NULL,
+    wrapped_key     BLOB    NOT NULL,
+    master_key_id   TEXT    NOT NULL,
+    state           TEXT    NOT NULL,
+    created_at_ms   INTEGER NOT NULL,
+    CONSTRAINT upstream_keys_pk PRIMARY KEY (upstream_key_id),
+    CONSTRAINT upstream_keys_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),
+    CONSTRAINT upstream_keys_weight_ck CHECK (weight BETWEEN 1 AND 1000000),
+    CONSTRAINT upstream_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX upstream_keys_upstream_id_name_idx ON upstream_keys (upstream_id, name)
+    WHERE state <> 'deleted';
+
+CREATE TABLE routes (
+    route_id      BLOB    NOT NULL,
+    -- NULL is shared by all tenants.
+    tenant_id     BLOB,
+    model         TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    CONSTRAINT routes_pk PRIMARY KEY (route_id),
+    CONSTRAINT routes_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT routes_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX routes_shared_model_idx ON routes (model)
+    WHERE tenant_id IS NULL AND state <> 'deleted';
+CREATE UNIQUE INDEX routes_tenant_id_model_idx ON routes (tenant_id, model)
+    WHERE tenant_id IS NOT NULL AND state <> 'deleted';
+
+CREATE TABLE route_targets (
+    route_id       BLOB    NOT NULL,
+    position       INTEGER NOT NULL,
+    tier           INTEGER NOT NULL,
+    weight         INTEGER NOT NULL,
+    upstream_id    BLOB    NOT NULL,
+    -- NULL is the requested name.
+    upstream_model TEXT,
+    CONSTRAINT route_targets_pk PRIMARY KEY (route_id, position),
+    CONSTRAINT route_targets_route_id_fk FOREIGN KEY (route_id) REFERENCES routes (route_id),
+    CONSTRAINT route_targets_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),
+    CONSTRAINT route_targets_tier_ck CHECK (tier BETWEEN 0 AND 1000000),
+    CONSTRAINT route_targets_weight_ck CHECK (weight BETWEEN 1 AND 1000000)
+) STRICT, WITHOUT ROWID;
+
+-- Change feed -------------------------------------------------------------------------------------
+
+-- One row. It is advanced inside every transaction that changes configuration, so that the order
+-- of positions is the order of commits.
+CREATE TABLE feed (
+    feed_id INTEGER NOT NULL,
+    pos     INTEGER NOT NULL,
+    CONSTRAINT feed_pk PRIMARY KEY (feed_id),
+    CONSTRAINT feed_feed_id_ck CHECK (feed_id = 1)
+) STRICT;
+INSERT INTO feed (feed_id, pos) VALUES (1, 0);
+
+CREATE TABLE feed_events (
+    pos       INTEGER NOT NULL,
+    kind      TEXT    NOT NULL,
+    key_hash  BLOB,
+    entity_id BLOB,
+    CONSTRAINT feed_events_pk PRIMARY KEY (pos),
+    CONSTRAINT feed_events_kind_ck CHECK (kind IN ('key', 'user', 'tenant', 'routing'))
+) STRICT;
+
+-- Ledger: no foreign keys to configuration --------------------------------------------------------
+
+CREATE TABLE instances (
+    instance_id      BLOB    NOT NULL,
+    boot_id          BLOB    NOT NULL,
+    seq              INTEGER NOT NULL,
+    state            TEXT    NOT NULL,
+    -- Posts 1 to posted_no have been taken in.
+    posted_no        INTEGER NOT NULL,
+    posted_rows      INTEGER NOT NULL,
+    quarantined_rows INTEGER NOT NULL,
+    dropped_rows     INTEGER NOT NULL,
+    heartbeat_at_ms  INTEGER NOT NULL,
+    CONSTRAINT instances_pk PRIMARY KEY (instance_id),
+    CONSTRAINT instances_state_ck CHECK (state IN ('live', 'resolved', 'closed')),
+    CONSTRAINT instances_numbers_ck
+        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0)
+) STRICT;
+
+CREATE TABLE periods (
+    tenant_id    BLOB    NOT NULL,
+    period       INTEGER NOT NULL,
+    starts_at_ms INTEGER NOT NULL,
+    ends_at_ms   INTEGER NOT NULL,
+    state        TEXT    NOT NULL,
+    CONSTRAINT periods_pk PRIMARY KEY (tenant_id, period),
+    CONSTRAINT periods_period_ck CHECK (period BETWEEN 197001 AND 999912),
+    CONSTRAINT periods_bounds_ck CHECK (starts_at_ms < ends_at_ms),
+    CONSTRAINT periods_state_ck CHECK (state IN ('open', 'closed'))
+) STRICT, WITHOUT ROWID;
+-- Small for ever: the trigger on usage_records asks it for each row.
+CREATE INDEX periods_closed_idx ON periods (tenant_id, period) WHERE state = 'closed';
+
+CREATE TABLE counters (
+    counter_id      BLOB    NOT NULL,
+    tenant_id       BLOB    NOT NULL,
+    scope           TEXT    NOT NULL,
+    scope_id        BLOB    NOT NULL,
+    period          INTEGER NOT NULL,
+    -- NULL is without a cap; a NULL peak means that it was so at some time of the period.
+    cap_tokens      INTEGER,
+    cap_nano        INTEGER,
+    peak_cap_tokens INTEGER,
+    peak_cap_nano   INTEGER,
+    used_tokens     INTEGER NOT NULL DEFAULT 0,
+    used_nano       INTEGER NOT NULL DEFAULT 0,
+    held_tokens     INTEGER NOT NULL DEFAULT 0,
+    held_nano       INTEGER NOT NULL DEFAULT 0,
+    over_tokens     INTEGER NOT NULL DEFAULT 0,
+    over_nano       INTEGER NOT NULL DEFAULT 0,
+    -- Whether idle leases are asked back.
+    recall          INTEGER NOT NULL DEFAULT 0,
+    CONSTRAINT counters_pk PRIMARY KEY (counter_id),
+    CONSTRAINT counters_scope_scope_id_period_uk UNIQUE (scope, scope_id, period),
+    CONSTRAINT counters_scope_ck CHECK (scope IN ('tenant', 'user', 'key')),
+    CONSTRAINT counters_recall_ck CHECK (recall IN (0, 1)),
+    CONSTRAINT counters_cap_tokens_ck CHECK (cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_cap_nano_ck CHECK (cap_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_peak_cap_tokens_ck CHECK (peak_cap_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_peak_cap_nano_ck CHECK (peak_cap_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_used_tokens_ck CHECK (used_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_used_nano_ck CHECK (used_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_held_tokens_ck CHECK (held_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_held_nano_ck CHECK (held_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_over_tokens_ck CHECK (over_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT counters_over_nano_ck CHECK (over_nano BETWEEN 0 AND 4611686018427387904)
+) STRICT;
+
+-- The balance of one counter that one instance may spend.
+CREATE TABLE leases (
+    instance_id      BLOB    NOT NULL,
+    counter_id       BLOB    NOT NULL,
+    held_tokens      INTEGER NOT NULL,
+    held_nano        INTEGER NOT NULL,
+    in_flight_tokens INTEGER NOT NULL,
+    in_flight_nano   INTEGER NOT NULL,
+    CONSTRAINT leases_pk PRIMARY KEY (instance_id, counter_id),
+    CONSTRAINT leases_held_tokens_ck CHECK (held_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_held_nano_ck CHECK (held_nano BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_in_flight_tokens_ck CHECK (in_flight_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT leases_in_flight_nano_ck CHECK (in_flight_nano BETWEEN 0 AND 4611686018427387904)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX leases_counter_id_idx ON leases (counter_id);
+
+-- Words that may grow (endpoint, ending, stage, basis) have no CHECK: SQLite cannot change one
+-- without copying the table. They come from closed types.
+CREATE TABLE usage_records (
+    request_id               BLOB    NOT NULL,
+    instance_id              BLOB    NOT NULL,
+    post_no                  INTEGER NOT NULL,
+    tenant_id                BLOB    NOT NULL,
+    user_id                  BLOB    NOT NULL,
+    key_id                   BLOB    NOT NULL,
+    -- Quota month, fixed at admission; statement month, fixed at the post.
+    period                   INTEGER NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    local_day                INTEGER NOT NULL,
+    started_at_ms            INTEGER NOT NULL,
+    endpoint                 TEXT    NOT NULL,
+    streams                  INTEGER NOT NULL,
+    requested_model          TEXT    NOT NULL,
+    -- Of the last attempt; NULL when nothing was sent.
+    upstream_id              BLOB,
+    upstream_model           TEXT,
+    ending                   TEXT    NOT NULL,
+    stage                    TEXT    NOT NULL,
+    status                   INTEGER NOT NULL,
+    error_code               TEXT,
+    basis                    TEXT    NOT NULL,
+    input_tokens             INTEGER NOT NULL,
+    cached_input_tokens      INTEGER NOT NULL,
+    cache_write_input_tokens INTEGER NOT NULL,
+    output_tokens            INTEGER NOT NULL,
+    reasoning_output_tokens  INTEGER NOT NULL,
+    -- NULL when the request was admitted without a hold.
+    bound_tokens             INTEGER,
+    bound_nano               INTEGER,
+    quota_tokens             INTEGER NOT NULL,
+    charge_nano              INTEGER NOT NULL DEFAULT 0,
+    excess_tokens            INTEGER NOT NULL DEFAULT 0,
+    excess_nano              INTEGER NOT NULL DEFAULT 0,
+    -- What the provider bills; NULL when it is not known.
+    cost_nano                INTEGER,
+    cost_basis               TEXT,
+    price_version            INTEGER,
+    -- Parts per million on top of the price.
+    markup_ppm               INTEGER,
+    first_event_ms           INTEGER,
+    duration_ms              INTEGER NOT NULL,
+    CONSTRAINT usage_records_pk PRIMARY KEY (request_id),
+    CONSTRAINT usage_records_origin_uk UNIQUE (instance_id, post_no),
+    CONSTRAINT usage_records_post_no_ck CHECK (post_no > 0),
+    CONSTRAINT usage_records_tokens_ck CHECK (
+        input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT usage_records_quota_tokens_ck CHECK (quota_tokens BETWEEN 0 AND 4611686018427387904),
+    CONSTRAINT usage_records_charge_nano_ck CHECK (charge_nano BETWEEN 0 AND 4611686018427387904),
+    -- These pass where there was no hold.
+    CONSTRAINT usage_records_bound_tokens_ck CHECK (quota_tokens <= bound_tokens),
+    CONSTRAINT usage_records_bound_nano_ck CHECK (charge_nano <= bound_nano),
+    CONSTRAINT usage_records_excess_tokens_ck
+        CHECK (excess_tokens = 0 OR (excess_tokens > 0 AND quota_tokens = bound_tokens)),
+    CONSTRAINT usage_records_excess_nano_ck
+        CHECK (excess_nano = 0 OR (excess_nano > 0 AND charge_nano = bound_nano))
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER usage_records_no_update BEFORE UPDATE ON usage_records
+BEGIN
+    SELECT RAISE(ABORT, 'usage_records is append-only');
+END;
+CREATE TRIGGER usage_records_no_delete BEFORE DELETE ON usage_records
+BEGIN
+    SELECT RAISE(ABORT, 'usage_records is append-only');
+END;
+CREATE TRIGGER usage_records_open_period BEFORE INSERT ON usage_records
+WHEN EXISTS (
+    SELECT 1 FROM periods INDEXED BY periods_closed_idx
+    WHERE tenant_id = NEW.tenant_id AND period = NEW.statement_period AND state = 'closed')
+BEGIN
+    SELECT RAISE(ABORT, 'the statement period is closed');
+END;
+
+CREATE TABLE attempts (
+    request_id      BLOB    NOT NULL,
+    n               INTEGER NOT NULL,
+    upstream_id     BLOB    NOT NULL,
+    upstream_key_id BLOB,
+    upstream_model  TEXT    NOT NULL,
+    -- NULL when no head came.
+    status          INTEGER,
+    -- NULL when the attempt succeeded.
+    error           TEXT,
+    started_at_ms   INTEGER NOT NULL,
+    head_ms         INTEGER NOT NULL,
+    CONSTRAINT attempts_pk PRIMARY KEY (request_id, n)
+) STRICT, WITHOUT ROWID;
+
+-- Personal data; may be erased, and is no part of any sum.
+CREATE TABLE record_details (
+    request_id BLOB NOT NULL,
+    ip         TEXT,
+    user_agent TEXT,
+    -- A JSON object.
+    tags       TEXT,
+    CONSTRAINT record_details_pk PRIMARY KEY (request_id)
+) STRICT, WITHOUT ROWID;
+
+-- `upstream_id` is the nil UUID for requests that were sent nowhere.
+CREATE TABLE rollup_daily (
+    tenant_id                BLOB    NOT NULL,
+    local_day                INTEGER NOT NULL,
+    key_id                   BLOB    NOT NULL,
+    user_id                  BLOB    NOT NULL,
+    model                    TEXT    NOT NULL,
+    upstream_id              BLOB    NOT NULL,
+    period                   INTEGER NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    requests                 INTEGER NOT NULL,
+    failures                 INTEGER NOT NULL,
+    input_tokens             INTEGER NOT NULL,
+    cached_input_tokens      INTEGER NOT NULL,
+    cache_write_input_tokens INTEGER NOT NULL,
+    output_tokens            INTEGER NOT NULL,
+    reasoning_output_tokens  INTEGER NOT NULL,
+    quota_tokens             INTEGER NOT NULL,
+    excess_tokens            INTEGER NOT NULL DEFAULT 0,
+    charge_nano              INTEGER NOT NULL DEFAULT 0,
+    excess_nano              INTEGER NOT NULL DEFAULT 0,
+    cost_nano                INTEGER NOT NULL DEFAULT 0,
+    CONSTRAINT rollup_daily_pk PRIMARY KEY
+        (tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period),
+    CONSTRAINT rollup_daily_sums_ck CHECK (
+        requests BETWEEN 0 AND 4611686018427387904
+        AND failures BETWEEN 0 AND 4611686018427387904
+        AND input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904
+        AND quota_tokens BETWEEN 0 AND 4611686018427387904
+        AND excess_tokens BETWEEN 0 AND 4611686018427387904
+        AND charge_nano BETWEEN 0 AND 4611686018427387904
+        AND excess_nano BETWEEN 0 AND 4611686018427387904
+        AND cost_nano BETWEEN 0 AND 4611686018427387904)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE rollup_monthly (
+    tenant_id                BLOB    NOT NULL,
+    period                   INTEGER NOT NULL,
+    key_id                   BLOB    NOT NULL,
+    user_id                  BLOB    NOT NULL,
+    model                    TEXT    NOT NULL,
+    upstream_id              BLOB    NOT NULL,
+    statement_period         INTEGER NOT NULL,
+    requests                 INTEGER NOT NULL,
+    failures                 INTEGER NOT NULL,
+    input_tokens             INTEGER NOT NULL,
+    cached_input_tokens      INTEGER NOT NULL,
+    cache_write_input_tokens INTEGER NOT NULL,
+    output_tokens            INTEGER NOT NULL,
+    reasoning_output_tokens  INTEGER NOT NULL,
+    quota_tokens             INTEGER NOT NULL,
+    excess_tokens            INTEGER NOT NULL DEFAULT 0,
+    charge_nano              INTEGER NOT NULL DEFAULT 0,
+    excess_nano              INTEGER NOT NULL DEFAULT 0,
+    cost_nano                INTEGER NOT NULL DEFAULT 0,
+    CONSTRAINT rollup_monthly_pk PRIMARY KEY
+        (tenant_id, period, key_id, user_id, model, upstream_id, statement_period),
+    CONSTRAINT rollup_monthly_sums_ck CHECK (
+        requests BETWEEN 0 AND 4611686018427387904
+        AND failures BETWEEN 0 AND 4611686018427387904
+        AND input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
+        AND output_tokens BETWEEN 0 AND 4611686018427387904
+        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904
+        AND quota_tokens BETWEEN 0 AND 4611686018427387904
+        AND excess_tokens BETWEEN 0 AND 4611686018427387904
+        AND charge_nano BETWEEN 0 AND 4611686018427387904
+        AND excess_nano BETWEEN 0 AND 4611686018427387904
+        AND cost_nano BETWEEN 0 AND 4611686018427387904)
+) STRICT, WITHOUT ROWID;
+
+-- What counts against a quota without being a usage record.
+CREATE TABLE ledger_entries (
+    entry_id      BLOB    NOT NULL,
+    kind          TEXT    NOT NULL,
+    instance_id   BLOB    NOT NULL,
+    counter_id    BLOB    NOT NULL,
+    request_id    BLOB,
+    -- Positive for an exposure, negative for a release.
+    amount_tokens INTEGER NOT NULL,
+    amount_nano   INTEGER NOT NULL,
+    made_at_ms    INTEGER NOT NULL,
+    CONSTRAINT ledger_entries_pk PRIMARY KEY (entry_id),
+    CONSTRAINT ledger_entries_kind_request_id_counter_id_uk UNIQUE (kind, request_id, counter_id),
+    CONSTRAINT ledger_entries_kind_ck CHECK (kind IN ('exposure', 'release')),
+    CONSTRAINT ledger_entries_amount_tokens_ck CHECK (
+        (kind = 'exposure' AND amount_tokens BETWEEN 0 AND 4611686018427387904)
+        OR (kind = 'release' AND amount_tokens BETWEEN -4611686018427387904 AND 0)),
+    CONSTRAINT ledger_entries_amount_nano_ck CHECK (
+        (kind = 'exposure' AND amount_nano BETWEEN 0 AND 4611686018427387904)
+        OR (kind = 'release' AND amount_nano BETWEEN -4611686018427387904 AND 0))
+) STRICT;
+CREATE TRIGGER ledger_entries_no_update BEFORE UPDATE ON ledger_entries
+BEGIN
+    SELECT RAISE(ABORT, 'ledger_entries is append-only');
+END;
+CREATE TRIGGER ledger_entries_no_delete BEFORE DELETE ON ledger_entries
+BEGIN
+    SELECT RAISE(ABORT, 'ledger_entries is append-only');
+END;
+
+-- Closed months.
+CREATE TABLE statements (
+    tenant_id        BLOB    NOT NULL,
+    statement_period INTEGER NOT NULL,
+    version          INTEGER NOT NULL,
+    -- A JSON object of sums.
+    totals           TEXT    NOT NULL,
+    record_count     INTEGER NOT NULL,
+    hash             BLOB    NOT NULL,
+    closed_at_ms     INTEGER NOT NULL,
+    CONSTRAINT statements_pk PRIMARY KEY (tenant_id, statement_period, version),
+    CONSTRAINT statements_version_ck CHECK (version >= 1),
+    CONSTRAINT statements_hash_ck CHECK (length(hash) = 32)
+) STRICT;
+
+-- Records that the ledger refused, whole, for a person to look at.
+CREATE TABLE quarantine (
+    instance_id BLOB    NOT NULL,
+    post_no     INTEGER NOT NULL,
+    request_id  BLOB    NOT NULL,
+    reason      TEXT    NOT NULL,
+    -- The record as a JSON object.
+    record      TEXT    NOT NULL,
+    made_at_ms  INTEGER NOT NULL,
+    CONSTRAINT quarantine_pk PRIMARY KEY (instance_id, post_no)
+) STRICT;
+
+-- What retention has removed.
+CREATE TABLE ledger_floor (
+    partition_name TEXT    NOT NULL,
+    instance_id    BLOB    NOT NULL,
+    record_count   INTEGER NOT NULL,
+    quota_tokens   INTEGER NOT NULL,
+    charge_nano    INTEGER NOT NULL,
+    hash           BLOB    NOT NULL,
+    made_at_ms     INTEGER NOT NULL,
+    CONSTRAINT ledger_floor_pk PRIMARY KEY (partition_name, instance_id),
+    CONSTRAINT ledger_floor_hash_ck CHECK (length(hash) = 32)
+) STRICT;
