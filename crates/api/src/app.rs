@@ -1,0 +1,96 @@
+//! What all threads of the process share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use arc_swap::ArcSwap;
+use sluice_accounting::Ledger;
+use sluice_domain::ports::{Clock, StoreError};
+use sluice_storage::Storage;
+use sluice_storage::secret::{SealBinding, Vault};
+use sluice_upstream_pool::{Dispatcher, RoutingInput, RoutingTable};
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Grants;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::error::chain;
+use crate::metrics::Metrics;
+
+/// What all threads share. Cheap parts are copied into [`Worker`].
+pub(crate) struct App {
+    pub(crate) config: Config,
+    pub(crate) clock: SystemClock,
+    pub(crate) storage: Storage,
+    pub(crate) vault: Vault,
+    pub(crate) ledger: Ledger,
+    pub(crate) grants: Grants,
+    pub(crate) routing: ArcSwap<RoutingTable>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The runtime on which the database's connections live.
+    pub(crate) control: Handle,
+    /// Whether the database answered when it was last asked.
+    pub(crate) is_database_up: AtomicBool,
+    /// No new connections; open requests go on.
+    pub(crate) draining: CancellationToken,
+    /// The time for draining is over; open requests end now.
+    pub(crate) ending: CancellationToken,
+}
+
+impl App {
+    /// Reads upstreams, keys and routes and puts them into use as a whole.
+    ///
+    /// # Errors
+    /// [`StoreError`] when they cannot be read; what was in use stays in use.
+    pub(crate) async fn reload_routing(&self) -> Result<(), StoreError> {
+        let table = load_routing(&self.storage, &self.vault).await?;
+        self.routing.store(Arc::new(table));
+        tracing::info!("upstreams and routes were read");
+        Ok(())
+    }
+
+    pub(crate) fn now(&self) -> sluice_domain::time::UnixMillis {
+        self.clock.now()
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.is_database_up.load(Ordering::Relaxed) && !self.draining.is_cancelled()
+    }
+}
+
+/// Reads upstreams, keys and routes. What cannot be used is reported and left out.
+///
+/// # Errors
+/// [`StoreError`] when they cannot be read.
+pub(crate) async fn load_routing(storage: &Storage, vault: &Vault) -> Result<RoutingTable, StoreError> {
+    let stored = storage.load_routing().await?;
+    let mut keys = Vec::with_capacity(stored.keys.len());
+    for (key, sealed) in stored.keys {
+        let Some(upstream) = stored.upstreams.iter().find(|u| u.id == key.upstream_id) else { continue };
+        match vault.open(&sealed, &SealBinding::of(upstream, key.id)) {
+            Ok(secret) => keys.push((key, secret)),
+            Err(error) => tracing::error!(
+                upstream = upstream.name.as_str(),
+                upstream_key = key.name.as_str(),
+                error = chain(&error),
+                "an upstream key cannot be unsealed; it is not used"
+            ),
+        }
+    }
+    let (table, problems) =
+        RoutingTable::build(RoutingInput { upstreams: stored.upstreams, keys, routes: stored.routes });
+    for problem in problems {
+        tracing::warn!(problem = %problem, "a part of the routing is not used");
+    }
+    Ok(table)
+}
+
+/// What one thread of the relay owns.
+pub(crate) struct Worker {
+    pub(crate) app: Arc<App>,
+    pub(crate) dispatcher: Dispatcher,
+    /// Answers that are read to their end although their client has left.
+    pub(crate) detached: TaskTracker,
+}

@@ -1,0 +1,332 @@
+//! What the process is told from outside: one table of settings, from which everything follows.
+//!
+//! The table below gives each setting its path, kind, default and meaning. The reader of the TOML
+//! file, the names of the environment variables, the checks, `sluice config check` and
+//! `docs/configuration.md` are all derived from it, so that none of them can be forgotten.
+//!
+//! Later layers win: default, file, environment, flag. This is the only module that looks at the
+//! environment of the process.
+//!
+//! To add a setting, add a line to the table and run `sluice config reference`.
+
+mod environment;
+mod kind;
+mod layer;
+mod problem;
+mod secret;
+mod text;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+use secrecy::SecretString;
+
+pub use environment::Environment;
+use kind::{
+    Address, DatabaseUrl, Filter, Folder, Format, Integer, Key, Kind, Millis, Networks, Origins,
+};
+pub use kind::{AllowedOrigins, LogFormat};
+use layer::Layers;
+pub(crate) use layer::is_open_to_others;
+pub use problem::{InvalidConfig, Place, Problem};
+pub use secret::{InvalidSecret, Secret32};
+use text::Setting;
+pub use text::reference;
+
+/// Name of the database file inside the data folder.
+const DATABASE_FILE: &str = "sluice.db";
+
+const MIB: usize = 1 << 20;
+
+/// Declares the settings: the typed structs, their defaults, the reader and the printed table.
+macro_rules! settings {
+    (
+        $(#[doc = $root_doc:literal])*
+        $Root:ident {
+            $(
+                $(#[doc = $doc:literal])+
+                $field:ident [$key:literal]: $Type:ty = $kind:expr, $default:expr;
+            )*
+        }
+        $(
+            $(#[doc = $section_doc:literal])*
+            $section:ident: $Section:ident {
+                $(
+                    $(#[doc = $inner_doc:literal])+
+                    $inner:ident [$inner_key:literal]: $InnerType:ty =
+                        $inner_kind:expr, $inner_default:expr;
+                )*
+            }
+        )*
+    ) => {
+        $(#[doc = $root_doc])*
+        #[derive(Debug, Clone)]
+        pub struct $Root {
+            $( $(#[doc = $doc])+ pub $field: $Type, )*
+            $( $(#[doc = $section_doc])* pub $section: $Section, )*
+        }
+
+        $(
+            $(#[doc = $section_doc])*
+            #[derive(Debug, Clone)]
+            pub struct $Section {
+                $( $(#[doc = $inner_doc])+ pub $inner: $InnerType, )*
+            }
+        )*
+
+        $(
+            impl Default for $Section {
+                fn default() -> Self {
+                    $Root::default().$section
+                }
+            }
+        )*
+
+        impl $Root {
+            /// Takes each setting from the layers, or its default where it is absent or invalid.
+            fn read(from: &mut Reader) -> Self {
+                Self {
+                    $( $field: from.read($key, &$kind, $default), )*
+                    $( $section: $Section {
+                        $( $inner: from.read(
+                            concat!(stringify!($section), ".", $inner_key),
+                            &$inner_kind,
+                            $inner_default,
+                        ), )*
+                    }, )*
+                }
+            }
+
+            /// Returns each setting with its value as it may be printed, in the order of the table.
+            fn table(&self) -> Vec<Setting> {
+                vec![
+                    $( Setting::new(
+                        "",
+                        $key,
+                        concat!($($doc, "\n"),+),
+                        &$kind,
+                        &self.$field,
+                    ), )*
+                    $( $( Setting::new(
+                        stringify!($section),
+                        concat!(stringify!($section), ".", $inner_key),
+                        concat!($($inner_doc, "\n"),+),
+                        &$inner_kind,
+                        &self.$section.$inner,
+                    ), )* )*
+                ]
+            }
+        }
+    };
+}
+
+settings! {
+    /// Every setting of the process, validated.
+    Config {
+        /// Address and port that the server listens on.
+        listen ["listen"]: SocketAddr = Address, SocketAddr::from((Ipv4Addr::LOCALHOST, 8000));
+        /// Folder of this instance: its identity, and by default its secrets and its database.
+        /// Each instance needs its own.
+        data_dir ["data_dir"]: PathBuf = Folder, PathBuf::from("sluice-data");
+        /// Where accounts and ledger are: `sqlite:PATH` or `postgres://USER:PASSWORD@HOST/NAME`.
+        database_url ["database_url"]: Option<SecretString> = DatabaseUrl, None;
+        /// Most connections that this process opens to the database.
+        database_max_connections ["database_max_connections"]: u32 =
+            Integer::new(1, 1_000, "connections"), 10;
+        /// Key that seals the upstream keys in the database: 32 bytes in base64 or hexadecimal.
+        /// Instances that share a database share it.
+        master_key ["master_key"]: Option<Secret32> = Key { file: "master.key" }, None;
+        /// Secret that keys the hash of the proxy keys: 32 bytes in base64 or hexadecimal.
+        /// Instances that share a database share it.
+        pepper ["pepper"]: Option<Secret32> = Key { file: "pepper.key" }, None;
+    }
+
+    /// The HTTP server.
+    server: ServerConfig {
+        /// Worker threads; 0 is one per available core.
+        workers ["workers"]: usize = Integer::new(0, 1_024, "threads"), 0;
+        /// Connections that are open at the same time; further ones wait to be accepted.
+        max_connections ["max_connections"]: usize =
+            Integer::new(1, 1_000_000, "connections"), 10_000;
+        /// How long a client may take to send the head of a request.
+        header_timeout ["header_timeout_ms"]: Duration =
+            Millis { min: 100, max: 600_000 }, Duration::from_secs(10);
+        /// How long a client may take to send the body of a request.
+        body_timeout ["body_timeout_ms"]: Duration =
+            Millis { min: 100, max: 3_600_000 }, Duration::from_secs(30);
+        /// Largest body of a request.
+        max_body_bytes ["max_body_bytes"]: usize = Integer::new(1_024, 1 << 30, "bytes"), 32 * MIB;
+        /// How long open requests may take to end when the process is asked to stop.
+        drain ["drain_ms"]: Duration = Millis { min: 0, max: 3_600_000 }, Duration::from_secs(30);
+        /// Networks whose `X-Forwarded-For` header is believed; a single address is allowed.
+        trusted_proxies ["trusted_proxies"]: Vec<IpNet> = Networks, Vec::new();
+    }
+
+    /// The relay between client and upstream.
+    relay: RelayConfig {
+        /// How long the head of a streamed answer waits for the first event of the upstream, so
+        /// that an early failure can still be answered with its status.
+        head_wait ["head_wait_ms"]: Duration =
+            Millis { min: 0, max: 600_000 }, Duration::from_secs(10);
+        /// Silence of a stream after which the client is sent a comment that keeps it open.
+        keep_alive ["keep_alive_ms"]: Duration =
+            Millis { min: 1_000, max: 600_000 }, Duration::from_secs(12);
+        /// Largest answer that is not streamed.
+        max_answer_bytes ["max_answer_bytes"]: usize =
+            Integer::new(1_024, 1 << 30, "bytes"), 64 * MIB;
+        /// Largest single event of a stream.
+        max_event_bytes ["max_event_bytes"]: usize =
+            Integer::new(1_024, 1 << 28, "bytes"), 8 * MIB;
+        /// Idle connections that are kept per worker and upstream host.
+        max_idle_upstream_connections ["max_idle_upstream_connections"]: usize =
+            Integer::new(0, 100_000, "connections"), 1_024;
+    }
+
+    /// Proxy keys.
+    keys: KeysConfig {
+        /// Proxy keys that are kept in memory after their first look-up.
+        cache_size ["cache_size"]: usize = Integer::new(1, 100_000_000, "keys"), 100_000;
+    }
+
+    /// The usage records.
+    ledger: LedgerConfig {
+        /// Records that may wait for the database before requests are refused.
+        max_waiting ["max_waiting"]: usize = Integer::new(1, 100_000_000, "records"), 200_000;
+    }
+
+    /// Calls from browsers.
+    cors: CorsConfig {
+        /// Origins whose pages may call the relay, such as `https://chat.example.com`; `*` is every
+        /// origin, an empty list is none.
+        allowed_origins ["allowed_origins"]: AllowedOrigins = Origins, AllowedOrigins::Off;
+    }
+
+    /// The log.
+    log: LogConfig {
+        /// Form of the log; `auto` is `text` on a terminal and `json` elsewhere.
+        format ["format"]: LogFormat = Format, LogFormat::Auto;
+        /// What is logged: a level, or directives such as `info,sluice_api=debug`.
+        level ["level"]: String = Filter, "info".to_owned();
+    }
+}
+
+impl Config {
+    /// Returns where the database is: the setting, or the file in the data folder.
+    pub fn effective_database_url(&self) -> SecretString {
+        self.database_url.clone().unwrap_or_else(|| {
+            let path = self.data_dir.join(DATABASE_FILE);
+            SecretString::from(format!("sqlite:{}", path.display()))
+        })
+    }
+}
+
+impl ServerConfig {
+    /// Returns the number of worker threads, at least 1.
+    pub fn worker_count(&self) -> usize {
+        match self.workers {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            count => count,
+        }
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::read(&mut Reader::default())
+    }
+}
+
+/// Where the settings come from.
+#[derive(Debug, Clone, Default)]
+pub struct Sources {
+    /// The file of the flag `--config`.
+    pub file: Option<PathBuf>,
+    /// The flag `--listen`.
+    pub listen: Option<String>,
+    /// The flag `--data`.
+    pub data_dir: Option<PathBuf>,
+    /// The environment.
+    pub environment: Environment,
+}
+
+/// A valid configuration and where each setting came from.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// What is valid but unwise.
+    pub warnings: Vec<Problem>,
+    places: BTreeMap<&'static str, Place>,
+}
+
+impl Loaded {
+    /// Returns the effective settings as TOML, each with its source; secrets are hidden.
+    pub fn effective(&self) -> String {
+        text::effective(&self.config.table(), &self.places)
+    }
+}
+
+/// Reads, merges and checks every layer.
+///
+/// # Errors
+/// [`InvalidConfig`] with every problem that was found.
+pub fn load(sources: &Sources) -> Result<Loaded, InvalidConfig> {
+    let table = Config::default().table();
+    let mut layers = Layers::new(&table);
+    layers.add_file(sources);
+    layers.add_environment(&sources.environment);
+    layers.add_flags(sources);
+    let mut reader = layers.into_reader();
+    let config = Config::read(&mut reader);
+    // People read a file from its top.
+    reader.problems.sort_by_key(|problem| match &problem.place {
+        Place::File { line, .. } => (0, line.unwrap_or(0)),
+        Place::Environment { .. } => (1, 0),
+        Place::Flag { .. } => (2, 0),
+    });
+    if reader.problems.is_empty() {
+        Ok(Loaded {
+            config,
+            warnings: reader.warnings,
+            places: reader.places,
+        })
+    } else {
+        Err(InvalidConfig {
+            problems: reader.problems,
+        })
+    }
+}
+
+/// Hands out the merged values one by one and gathers what is wrong with them.
+#[derive(Default)]
+struct Reader {
+    values: BTreeMap<&'static str, layer::Sourced>,
+    places: BTreeMap<&'static str, Place>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl Reader {
+    fn read<K: Kind>(&mut self, path: &'static str, kind: &K, default: K::Value) -> K::Value {
+        let Some(sourced) = self.values.remove(path) else {
+            return default;
+        };
+        match kind.read(&sourced.raw) {
+            Ok(value) => {
+                self.places.insert(path, sourced.place);
+                value
+            }
+            Err(what) => {
+                self.problems
+                    .push(Problem::new(sourced.place, format!("`{path}` {what}")));
+                default
+            }
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! The data folder of an instance: its lock, its identity, its secrets.
+//!
+//! The folder is open to its owner alone (0700), and so is each file (0600), from the moment it is
+//! made. One process at a time serves from it. A copy of the folder is noticed through the boots:
+//! each start has an id that is written here before it is claimed in the database.
+
+mod boots;
+mod error;
+mod file;
+mod secrets;
+
+#[cfg(test)]
+mod tests;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use sluice_domain::id::{BootId, InstanceId};
+
+use crate::ids::new_uuid;
+
+use boots::Boots;
+pub use error::FolderError;
+pub use secrets::Secrets;
+pub(crate) use secrets::random_bytes;
+
+const LOCK: &str = "lock";
+const INSTANCE_ID: &str = "instance_id";
+const BOOTS: &str = "boots";
+
+/// An existing data folder. It keeps the lock, where it was taken, for as long as it lives.
+#[derive(Debug)]
+pub struct DataFolder {
+    path: PathBuf,
+    lock: Option<File>,
+}
+
+/// Who an instance is, and which start of it this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct InstanceIdentity {
+    /// The instance; made once per folder.
+    pub instance_id: InstanceId,
+    /// The last start that claimed the instance in the database; `None` before the first.
+    pub last_boot: Option<BootId>,
+    /// This start.
+    pub boot_id: BootId,
+}
+
+impl DataFolder {
+    /// Opens the folder; makes it, with its parents, when it is missing.
+    ///
+    /// # Errors
+    /// [`FolderError`] when it cannot be made, is no folder or cannot be written.
+    pub fn open_or_create(path: &Path) -> Result<Self, FolderError> {
+        file::create_private_folder(path)?;
+        file::check_writable(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            lock: None,
+        })
+    }
+
+    /// Returns where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Takes the lock that only one process has; it ends with this value or with the process.
+    ///
+    /// # Errors
+    /// [`FolderError::Locked`] when another process has it.
+    pub fn lock(&mut self) -> Result<(), FolderError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let path = self.path.join(LOCK);
+        let lock = file::open_private(&path)?;
+        match lock.try_lock() {
+            Ok(()) => {
+                self.lock = Some(lock);
+                Ok(())
+            }
+            Err(TryLockError::WouldBlock) => Err(FolderError::Locked {
+                folder: self.path.clone(),
+            }),
+            Err(TryLockError::Error(source)) => Err(FolderError::Lock { path, source }),
+        }
+    }
+
+    /// Begins a start: reads who the instance is and writes the id of this start, durably, before
+    /// anybody claims it. Needs the lock.
+    ///
+    /// A start that was written but never [confirmed](Self::confirm_boot) is begun again with the
+    /// same id: nobody knows whether its claim reached the database.
+    ///
+    /// # Errors
+    /// [`FolderError`] when the lock is not held, or a file cannot be read, understood or written.
+    pub fn begin_boot(&self) -> Result<InstanceIdentity, FolderError> {
+        self.refuse_unlocked()?;
+        let instance_id = self.load_or_create_instance_id()?;
+        let mut boots = self.load_boots()?;
+        let boot_id = if let Some(unconfirmed) = boots.pending() {
+            unconfirmed
+        } else {
+            let boot_id = BootId::from_uuid(new_uuid());
+            boots.begin(boot_id);
+            file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())?;
+            boot_id
+        };
+        Ok(InstanceIdentity {
+            instance_id,
+            last_boot: boots.last_claimed(),
+            boot_id,
+        })
+    }
+
+    /// Writes that a start has claimed the instance in the database. To be called between the
+    /// claim and the first work of the start.
+    ///
+    /// # Errors
+    /// [`FolderError`] when the lock is not held or the file cannot be written.
+    pub fn confirm_boot(&self, boot_id: BootId) -> Result<(), FolderError> {
+        self.refuse_unlocked()?;
+        let mut boots = self.load_boots()?;
+        boots.confirm(boot_id);
+        file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())
+    }
+
+    fn refuse_unlocked(&self) -> Result<(), FolderError> {
+        if self.lock.is_some() {
+            Ok(())
+        } else {
+            Err(FolderError::NotLocked {
+                folder: self.path.clone(),
+            })
+        }
+    }
+
+    fn load_or_create_instance_id(&self) -> Result<InstanceId, FolderError> {
+        let path = self.path.join(INSTANCE_ID);
+        if let Some(text) = file::read_text(&path)? {
+            return text
+                .trim()
+                .parse()
+                .map_err(|source| FolderError::InstanceId { path, source });
+        }
+        let id = InstanceId::from_uuid(new_uuid());
+        file::create(&path, format!("{id}\n").as_bytes())?;
+        Ok(id)
+    }
+
+    fn load_boots(&self) -> Result<Boots, FolderError> {
+        let path = self.path.join(BOOTS);
+        match file::read_text(&path)? {
+            Some(text) => text
+                .parse()
+                .map_err(|line| FolderError::Boots { path, line }),
+            None => Ok(Boots::default()),
+        }
+    }
+}

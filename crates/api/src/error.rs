@@ -1,0 +1,269 @@
+//! What goes wrong, as our clients see it: a status, a stable code, a message, in the OpenAI
+//! envelope.
+
+use std::borrow::Cow;
+use std::error::Error;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::{IntoResponse, Response};
+use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+
+/// Tells an SDK whether to repeat the call; it wins over the status.
+pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// The exact form of `retry-after`, which the SDKs prefer.
+pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// Longest wait that a client is asked for; SDKs stop retrying or ignore more.
+pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $status:ident, $kind:literal;)*) => {
+        /// Stable codes of errors that Sluice itself answers. Append only; `docs/errors.md` lists them.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum Code { $($(#[$doc])* $name,)* }
+
+        impl Code {
+            /// All codes.
+            #[cfg(test)]
+            pub(crate) const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// Returns the word on the wire.
+            pub(crate) const fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $word),* }
+            }
+
+            /// Returns the status that goes with it.
+            pub(crate) const fn status(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$status),* }
+            }
+
+            /// Returns the `type` of the OpenAI envelope.
+            pub(crate) const fn kind(self) -> &'static str {
+                match self { $(Self::$name => $kind),* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// No credential was presented.
+    MissingApiKey = "missing_api_key", UNAUTHORIZED, "invalid_request_error";
+    /// The credential is not a known key.
+    InvalidApiKey = "invalid_api_key", UNAUTHORIZED, "invalid_request_error";
+    /// The key or its user was switched off.
+    ApiKeyDisabled = "api_key_disabled", UNAUTHORIZED, "invalid_request_error";
+    /// The key's time is over.
+    ApiKeyExpired = "api_key_expired", UNAUTHORIZED, "invalid_request_error";
+    /// The tenant was switched off.
+    TenantSuspended = "tenant_suspended", FORBIDDEN, "invalid_request_error";
+    /// The model does not exist, or this key may not use it.
+    ModelNotFound = "model_not_found", NOT_FOUND, "invalid_request_error";
+    /// The path does not exist.
+    UnknownUrl = "unknown_url", NOT_FOUND, "invalid_request_error";
+    /// The path exists, with another method.
+    MethodNotSupported = "method_not_supported", METHOD_NOT_ALLOWED, "invalid_request_error";
+    /// The body is not a JSON object.
+    InvalidJson = "invalid_json", BAD_REQUEST, "invalid_request_error";
+    /// A parameter that is needed is absent.
+    MissingRequiredParameter = "missing_required_parameter", BAD_REQUEST, "invalid_request_error";
+    /// A parameter has the wrong type.
+    InvalidType = "invalid_type", BAD_REQUEST, "invalid_request_error";
+    /// A parameter has a value that is not allowed.
+    InvalidValue = "invalid_value", BAD_REQUEST, "invalid_request_error";
+    /// The body is larger than the setting `server.max_body_bytes`.
+    BodyTooLarge = "request_too_large", PAYLOAD_TOO_LARGE, "invalid_request_error";
+    /// The body did not arrive in time.
+    BodyTimeout = "request_timeout", REQUEST_TIMEOUT, "invalid_request_error";
+    /// The body is compressed.
+    UnsupportedEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE, "invalid_request_error";
+    /// The month's quota of the key, the user or the tenant is spent.
+    InsufficientQuota = "insufficient_quota", TOO_MANY_REQUESTS, "insufficient_quota";
+    /// The provider asks to wait.
+    RateLimitExceeded = "rate_limit_exceeded", TOO_MANY_REQUESTS, "requests";
+    /// The provider refuses our credential, or our account there has no funds.
+    UpstreamAuthError = "upstream_auth_error", BAD_GATEWAY, "server_error";
+    /// The provider failed.
+    UpstreamError = "upstream_error", BAD_GATEWAY, "server_error";
+    /// The provider did not answer in time.
+    UpstreamTimeout = "upstream_timeout", GATEWAY_TIMEOUT, "server_error";
+    /// No upstream can serve the model now.
+    NoAvailableUpstream = "no_available_upstream", SERVICE_UNAVAILABLE, "server_error";
+    /// The instance is stopping.
+    ServerShuttingDown = "server_shutting_down", SERVICE_UNAVAILABLE, "server_error";
+    /// The instance cannot take more now.
+    ServerIsOverloaded = "server_is_overloaded", SERVICE_UNAVAILABLE, "server_error";
+    /// The database cannot be reached, and the answer is not known without it.
+    ServiceUnavailable = "service_unavailable", SERVICE_UNAVAILABLE, "server_error";
+    /// A defect of ours.
+    InternalError = "internal_error", INTERNAL_SERVER_ERROR, "server_error";
+}
+
+/// Whether the client may repeat the call, where the status alone would say otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Retry {
+    /// As the status says.
+    #[default]
+    ByStatus,
+    /// Never: `x-should-retry: false`.
+    Never,
+    /// After a pause.
+    After(Duration),
+}
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct ApiError {
+    pub(crate) status: StatusCode,
+    pub(crate) kind: Cow<'static, str>,
+    pub(crate) code: Option<Cow<'static, str>>,
+    pub(crate) message: Cow<'static, str>,
+    pub(crate) param: Option<Cow<'static, str>>,
+    pub(crate) retry: Retry,
+    pub(crate) cause: Option<Box<dyn Error + Send + Sync>>,
+}
+
+impl ApiError {
+    /// Makes an error of ours.
+    pub(crate) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            status: code.status(),
+            kind: Cow::Borrowed(code.kind()),
+            code: Some(Cow::Borrowed(code.as_str())),
+            message: message.into(),
+            param: None,
+            retry: Retry::default(),
+            cause: None,
+        }
+    }
+
+    #[must_use]
+    pub(crate) fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn retry(mut self, retry: Retry) -> Self {
+        self.retry = retry;
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn cause(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        self.cause = Some(cause.into());
+        self
+    }
+
+    /// Logs it once, where it is answered, with the level of its status class.
+    fn log(&self) {
+        let code = self.code.as_deref().unwrap_or("");
+        let cause = self.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+        let status = self.status.as_u16();
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!(status, code, cause, "answered with an error");
+        } else if self.status.is_server_error() {
+            tracing::warn!(status, code, cause, "answered with an error");
+        } else {
+            tracing::debug!(status, code, cause, "answered with an error");
+        }
+    }
+
+    fn body(&self) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Envelope<'a> {
+            error: Inner<'a>,
+        }
+        #[derive(Serialize)]
+        struct Inner<'a> {
+            message: &'a str,
+            r#type: &'a str,
+            param: Option<&'a str>,
+            code: Option<&'a str>,
+        }
+        let envelope = Envelope {
+            error: Inner {
+                message: &self.message,
+                r#type: &self.kind,
+                param: self.param.as_deref(),
+                code: self.code.as_deref(),
+            },
+        };
+        serde_json::to_vec(&envelope).unwrap_or_default()
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        self.log();
+        let mut response = Response::new(Body::from(self.body()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        match self.retry {
+            Retry::ByStatus => {}
+            Retry::Never => {
+                headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+            }
+            Retry::After(pause) => {
+                let pause = pause.min(MAX_RETRY_AFTER);
+                let millis = u64::try_from(pause.as_millis()).unwrap_or(0).max(1);
+                headers.insert(RETRY_AFTER, HeaderValue::from(millis.div_ceil(1_000)));
+                headers.insert(RETRY_AFTER_MS, HeaderValue::from(millis));
+            }
+        }
+        response
+    }
+}
+
+/// An error with its causes, for the log.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_envelope_has_all_four_keys() {
+        let error = ApiError::new(Code::InvalidApiKey, "no \"such\" key");
+        assert_eq!(
+            String::from_utf8(error.body()).unwrap(),
+            r#"{"error":{"message":"no \"such\" key","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#
+        );
+    }
+
+    #[test]
+    fn a_pause_is_told_in_both_forms_and_capped() {
+        let response = ApiError::new(Code::RateLimitExceeded, "wait")
+            .retry(Retry::After(Duration::from_millis(1_200)))
+            .into_response();
+        assert_eq!(response.headers()[RETRY_AFTER], "2");
+        assert_eq!(response.headers()[RETRY_AFTER_MS], "1200");
+        let long = ApiError::new(Code::RateLimitExceeded, "wait")
+            .retry(Retry::After(Duration::from_hours(2)))
+            .into_response();
+        assert_eq!(long.headers()[RETRY_AFTER], "60");
+    }
+
+    #[test]
+    fn every_code_is_documented() {
+        let page = include_str!("../../../docs/errors.md");
+        for code in Code::ALL {
+            let row = format!("| `{}` | {} |", code.as_str(), code.status().as_u16());
+            assert!(page.contains(&row), "docs/errors.md has no row that begins with: {row}");
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The binary `sluice`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sluice_api::cli::main()
+}

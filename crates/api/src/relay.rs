@@ -1,0 +1,269 @@
+//! The way of a request: who calls, what is asked, where it goes, and what comes back.
+
+mod in_flight;
+mod read;
+mod refusal;
+mod stream;
+mod whole;
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{HeaderName, USER_AGENT};
+use http::{HeaderMap, Request};
+use ipnet::IpNet;
+use sluice_accounting::{Hold, Refusal, Spent};
+use sluice_domain::quota::ScopeKind;
+use sluice_domain::record::{Caller, OpenRequest};
+use sluice_domain::route::Endpoint;
+use sluice_domain::upstream::ProviderKind;
+use sluice_protocol::request::{Changes, Outline, OutlineError, outline, rewrite};
+use sluice_upstream_pool::{Call, DispatchError, RoutePlan, TargetInfo, UpstreamAnswer};
+
+use crate::app::Worker;
+use crate::auth::credential::credential;
+use crate::error::{ApiError, Code, Retry};
+use crate::server::RequestContext;
+
+use self::in_flight::{Chosen, InFlight};
+use self::read::read_body;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Most of a `user-agent` that is recorded, in bytes.
+const MAX_USER_AGENT: usize = 200;
+/// What a client is asked to wait while the instance cannot take more.
+const OVERLOAD_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
+const RESTART_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// `POST /v1/chat/completions`.
+pub(crate) async fn chat_completions(
+    State(worker): State<Arc<Worker>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    relay(worker, Endpoint::ChatCompletions, request).await
+}
+
+/// `POST /v1/completions`.
+pub(crate) async fn completions(
+    State(worker): State<Arc<Worker>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    relay(worker, Endpoint::Completions, request).await
+}
+
+/// `POST /v1/embeddings`.
+pub(crate) async fn embeddings(
+    State(worker): State<Arc<Worker>>,
+    request: Request<Body>,
+) -> Result<Response, ApiError> {
+    relay(worker, Endpoint::Embeddings, request).await
+}
+
+async fn relay(worker: Arc<Worker>, endpoint: Endpoint, request: Request<Body>) -> Result<Response, ApiError> {
+    let app = Arc::clone(&worker.app);
+    let (head, body) = request.into_parts();
+    let Some(context) = head.extensions.get::<RequestContext>().copied() else {
+        return Err(ApiError::new(Code::InternalError, "The relay failed by a defect of its own."));
+    };
+    let grant = app.grants.find(credential(&head.headers), app.now()).await?;
+    let body = read_body(&head.headers, body, &app.config.server).await?;
+    let now = app.now();
+
+    let outline = outline(&body, endpoint).map_err(|error| bad_request(&error))?;
+    if !grant.key.allows_model(&outline.model) {
+        return Err(model_not_found(&outline.model));
+    }
+    let payer = grant.payer();
+    let Some(plan) = app.routing.load().find_route(payer.tenant_id, &outline.model) else {
+        return Err(model_not_found(&outline.model));
+    };
+    let model: Arc<str> = Arc::from(&*outline.model);
+    let outline = Outline { model: Cow::Owned(outline.model.into_owned()), ..outline };
+    let streams = outline.streams && endpoint.can_stream();
+
+    let account = app.grants.account(&grant, now).await?;
+    let open = OpenRequest {
+        request_id: context.request_id,
+        payer,
+        period: account.period().month,
+        local_day: account.local_day(now),
+        started_at: now,
+        endpoint,
+        streams,
+        requested_model: Arc::clone(&model),
+        caller: Caller {
+            ip: Some(source_ip(context.peer.ip(), &head.headers, &app.config.server.trusted_proxies)),
+            user_agent: user_agent(&head.headers),
+        },
+    };
+    let hold: Hold = app.ledger.hold(&account, open).map_err(|refusal| not_admitted(refusal, &account))?;
+
+    let chosen = Chosen::default();
+    let in_flight = InFlight::new(Arc::clone(&app), hold, context.started, body.clone(), chosen.clone());
+    let call = RelayCall { worker, plan, endpoint, streams, model, outline, body, headers: head.headers, chosen };
+    if streams { stream::relay(call, in_flight).await } else { whole::relay(call, in_flight).await }
+}
+
+/// One request on its way to the pool, with everything that it needs to run on its own.
+struct RelayCall {
+    worker: Arc<Worker>,
+    plan: Arc<RoutePlan>,
+    endpoint: Endpoint,
+    streams: bool,
+    model: Arc<str>,
+    outline: Outline<'static>,
+    body: Bytes,
+    headers: HeaderMap,
+    chosen: Chosen,
+}
+
+impl RelayCall {
+    /// Whether the client asked for the usage event of a stream.
+    fn wants_usage(&self) -> bool {
+        self.outline.stream_options.as_ref().is_some_and(|options| options.include_usage)
+    }
+
+    fn max_answer_bytes(&self) -> usize {
+        self.worker.app.config.relay.max_answer_bytes
+    }
+
+    async fn dispatch(&self) -> Result<UpstreamAnswer, Box<DispatchError>> {
+        let app = &self.worker.app;
+        let render = |target: &TargetInfo<'_>| {
+            self.chosen.note(target, app.now());
+            let changes = Changes {
+                model: (target.upstream_model != &*self.model).then_some(target.upstream_model),
+                ask_for_usage: self.streams,
+                // OpenAI pads every event otherwise; other servers may not know the option.
+                no_obfuscation: self.streams && target.kind == ProviderKind::OpenAi,
+            };
+            rewrite(&self.body, &self.outline, &changes)
+        };
+        let call = Call {
+            endpoint: self.endpoint,
+            streams: self.streams,
+            model: &self.model,
+            headers: &self.headers,
+            render: &render,
+            clock: &app.clock,
+            max_event_bytes: app.config.relay.max_event_bytes,
+            max_held_bytes: app.config.relay.max_answer_bytes,
+        };
+        self.worker.dispatcher.dispatch(&self.plan, &call).await
+    }
+}
+
+fn bad_request(error: &OutlineError) -> ApiError {
+    let code = match error.code() {
+        Some("missing_required_parameter") => Code::MissingRequiredParameter,
+        Some("invalid_type") => Code::InvalidType,
+        Some("invalid_value") => Code::InvalidValue,
+        _ => Code::InvalidJson,
+    };
+    let answer = ApiError::new(code, error.to_string());
+    match error.param() {
+        Some(param) => answer.param(param.to_owned()),
+        None => answer,
+    }
+}
+
+/// One answer for a model that does not exist and for one that the key may not use.
+pub(crate) fn model_not_found(model: &str) -> ApiError {
+    let shown: String = model.chars().take(200).collect();
+    ApiError::new(
+        Code::ModelNotFound,
+        format!("The model `{shown}` does not exist or you do not have access to it."),
+    )
+    .param("model")
+}
+
+fn not_admitted(refusal: Refusal, account: &sluice_accounting::Account) -> ApiError {
+    match refusal {
+        Refusal::Spent(Spent { scope, cap_tokens, used_tokens, resets_at }) => {
+            let whose = match scope {
+                ScopeKind::Tenant => "your tenant",
+                ScopeKind::User => "your user",
+                ScopeKind::Key => "this API key",
+            };
+            ApiError::new(
+                Code::InsufficientQuota,
+                format!(
+                    "The quota of {whose} for {} is spent: {used_tokens} of {cap_tokens} tokens are used. \
+                     It begins anew at {}.",
+                    account.period().month,
+                    resets_at.to_rfc3339()
+                ),
+            )
+            .retry(Retry::Never)
+        }
+        Refusal::Behind => ApiError::new(
+            Code::ServerIsOverloaded,
+            "The relay cannot take more requests now, because its records wait for the database. Try again shortly.",
+        )
+        .retry(Retry::After(OVERLOAD_PAUSE)),
+        Refusal::Closed => {
+            ApiError::new(Code::ServerShuttingDown, "This instance is stopping. Try again.").retry(Retry::After(RESTART_PAUSE))
+        }
+    }
+}
+
+/// Returns the address of the client. A forwarded address is believed only as far as every hop
+/// behind it is a trusted proxy, counted from the right.
+fn source_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
+    let mut client = peer.to_canonical();
+    if !is_trusted(&client) {
+        return client;
+    }
+    let hops = headers
+        .get_all(X_FORWARDED_FOR)
+        .iter()
+        .rev()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.rsplit(','));
+    for hop in hops {
+        let Ok(ip) = hop.trim().parse::<IpAddr>() else { break };
+        client = ip.to_canonical();
+        if !is_trusted(&client) {
+            break;
+        }
+    }
+    client
+}
+
+fn user_agent(headers: &HeaderMap) -> Option<Arc<str>> {
+    let text = headers.get(USER_AGENT)?.to_str().ok()?;
+    Some(Arc::from(text.get(..MAX_USER_AGENT).unwrap_or(text)))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn ip(peer: &str, forwarded: &[&'static str]) -> String {
+        let mut headers = HeaderMap::new();
+        for value in forwarded {
+            headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
+        }
+        let trusted = ["10.0.0.0/8".parse().unwrap(), "127.0.0.1/32".parse().unwrap()];
+        source_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
+    }
+
+    #[test]
+    fn a_forwarded_address_is_believed_from_trusted_proxies_only() {
+        assert_eq!(ip("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
+        assert_eq!(ip("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(ip("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
+        assert_eq!(ip("127.0.0.1", &["1.1.1.1, 198.51.100.1, 10.1.1.1"]), "198.51.100.1");
+        assert_eq!(ip("127.0.0.1", &["1.1.1.1", "198.51.100.1"]), "198.51.100.1");
+        assert_eq!(ip("127.0.0.1", &["garbage"]), "127.0.0.1");
+        assert_eq!(ip("127.0.0.1", &[]), "127.0.0.1");
+    }
+}

@@ -1,0 +1,189 @@
+//! A request between its hold and its record. Every ending goes through one function.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use sluice_accounting::Hold;
+use sluice_domain::ports::Clock;
+use sluice_domain::record::{AttemptRecord, RequestEnd};
+use sluice_domain::time::UnixMillis;
+use sluice_domain::usage::{Basis, Ending, Owed, Stage, TokenUsage, charge};
+use sluice_protocol::output::OutputText;
+use sluice_protocol::{answer, tokens};
+use sluice_upstream_pool::{Attempts, TargetInfo};
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::server::CLIENT_LEFT;
+
+/// What the pool has chosen; known before anything is sent, so that a request whose client leaves
+/// in the meantime still has its attempt.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Chosen(Arc<Mutex<Option<AttemptRecord>>>);
+
+impl Chosen {
+    /// Notes the target of the attempt that begins now.
+    pub(crate) fn note(&self, target: &TargetInfo<'_>, at: UnixMillis) {
+        *self.0.lock() = Some(AttemptRecord {
+            upstream_id: target.upstream_id,
+            upstream_key_id: target.upstream_key_id,
+            upstream_model: Arc::from(target.upstream_model),
+            status: None,
+            error: None,
+            started_at: at,
+            head_ms: 0,
+        });
+    }
+
+    /// Returns the attempt as one that had no result.
+    fn unfinished(&self, now: UnixMillis, error: &'static str) -> Option<AttemptRecord> {
+        self.0.lock().take().map(|begun| AttemptRecord {
+            error: Some(error),
+            head_ms: now.since(begun.started_at),
+            ..begun
+        })
+    }
+}
+
+/// The text of an answer, kept in case that its tokens must be counted here.
+#[derive(Debug, Default)]
+pub(crate) enum Output {
+    /// Nothing was relayed.
+    #[default]
+    None,
+    /// What was read of a stream.
+    Stream(OutputText),
+    /// A whole answer.
+    Whole(Bytes),
+}
+
+/// An admitted request. When it is dropped, its client has left.
+pub(crate) struct InFlight {
+    app: Arc<App>,
+    hold: Option<Hold>,
+    started: Instant,
+    request: Bytes,
+    chosen: Chosen,
+    /// How far it has come.
+    pub(crate) stage: Stage,
+    /// Milliseconds from the start to the first event.
+    first_event_ms: Option<i64>,
+    /// Every attempt that has a result.
+    pub(crate) attempts: Attempts,
+    /// What the provider reported.
+    pub(crate) usage: Option<TokenUsage>,
+    /// What was relayed.
+    pub(crate) output: Output,
+}
+
+impl InFlight {
+    pub(crate) fn new(app: Arc<App>, hold: Hold, started: Instant, request: Bytes, chosen: Chosen) -> Self {
+        Self {
+            app,
+            hold: Some(hold),
+            started,
+            request,
+            chosen,
+            stage: Stage::Held,
+            first_event_ms: None,
+            attempts: Attempts::new(),
+            usage: None,
+            output: Output::None,
+        }
+    }
+
+    /// Notes that the first event, or the whole answer, has come.
+    pub(crate) fn answered(&mut self) {
+        self.first_event_ms.get_or_insert_with(|| millis_since(self.started));
+    }
+
+    /// Ends the request: books what is owed, in the background when it must be counted first.
+    pub(crate) fn end(mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
+        self.end_once(ending, status, error_code);
+    }
+
+    fn end_once(&mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
+        let Some(hold) = self.hold.take() else { return };
+        if self.attempts.is_empty() {
+            self.attempts.extend(self.chosen.unfinished(self.app.clock.now(), ending.as_str()));
+        }
+        let owed = charge(ending, self.stage);
+        let reported = if ending == Ending::ClientLeft && matches!(self.output, Output::Whole(_)) {
+            Basis::Drained
+        } else {
+            Basis::Reported
+        };
+        let mut end = RequestEnd {
+            ending,
+            stage: self.stage,
+            status,
+            error_code,
+            usage: self.usage.unwrap_or_default(),
+            basis: reported,
+            quota_tokens: 0,
+            first_event_ms: self.first_event_ms,
+            duration_ms: millis_since(self.started),
+            attempts: std::mem::take(&mut self.attempts),
+        };
+        match (owed, self.usage) {
+            (Owed::Nothing, None) => {
+                // What was never sent is known to be nothing.
+                end.basis = if self.stage == Stage::Held { Basis::Counted } else { Basis::Unknown };
+                self.post(hold, end);
+            }
+            (Owed::Nothing, Some(_)) => self.post(hold, end),
+            (Owed::Input | Owed::InputAndOutput, Some(usage)) => {
+                end.quota_tokens = usage.total();
+                self.post(hold, end);
+            }
+            (Owed::Input | Owed::InputAndOutput, None) => {
+                end.basis = Basis::Counted;
+                self.count_and_post(hold, end, owed);
+            }
+        }
+    }
+
+    fn post(&self, hold: Hold, end: RequestEnd) {
+        self.app.metrics.record_ended(end.ending, end.basis, &end.usage);
+        hold.post(end);
+    }
+
+    /// Counts away from the threads of the relay; the hold stays open until then.
+    fn count_and_post(&mut self, hold: Hold, mut end: RequestEnd, owed: Owed) {
+        let request = std::mem::take(&mut self.request);
+        let output = if owed == Owed::Input { Output::None } else { std::mem::take(&mut self.output) };
+        let metrics = Arc::clone(&self.app.metrics);
+        self.app.control.spawn_blocking(move || {
+            if let Some(open) = hold.open() {
+                let model = end.attempts.last().map_or(&*open.requested_model, |a| &*a.upstream_model);
+                end.usage.input = tokens::count_prompt(open.endpoint, model, &request);
+                end.usage.output = match &output {
+                    Output::None => 0,
+                    Output::Stream(text) => text.count(),
+                    Output::Whole(body) => answer::count_output(open.endpoint, body),
+                };
+            }
+            end.quota_tokens = end.usage.total();
+            metrics.record_ended(end.ending, end.basis, &end.usage);
+            hold.post(end);
+        });
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        let ending = if std::thread::panicking() {
+            Ending::Panicked
+        } else if self.app.ending.is_cancelled() {
+            Ending::Shutdown
+        } else {
+            Ending::ClientLeft
+        };
+        self.end_once(ending, CLIENT_LEFT, None);
+    }
+}
+
+fn millis_since(started: Instant) -> i64 {
+    i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,87 @@
+//! What a failed upstream means for the client, in the client's protocol.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::StatusCode;
+use sluice_domain::usage::Ending;
+use sluice_upstream_pool::{DispatchError, ErrorClass};
+
+use crate::error::{ApiError, Code, MAX_RETRY_AFTER, Retry};
+
+/// What a client is asked to wait when nothing can serve the model.
+const NO_UPSTREAM_PAUSE: Duration = Duration::from_secs(5);
+/// What a client is asked to wait when the provider limits us and does not say for how long.
+const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Returns how a request ended whose dispatch failed.
+pub(crate) fn ending_of(class: ErrorClass) -> Ending {
+    if class == ErrorClass::Timeout { Ending::Deadline } else { Ending::UpstreamFailed }
+}
+
+/// Returns the answer, and the stable code for the record.
+pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
+    let code = match error.class {
+        ErrorClass::NoTarget => Code::NoAvailableUpstream,
+        ErrorClass::Connect
+        | ErrorClass::Reset
+        | ErrorClass::Cut
+        | ErrorClass::Protocol
+        | ErrorClass::Status
+        | ErrorClass::Internal => Code::UpstreamError,
+        ErrorClass::Timeout => Code::UpstreamTimeout,
+        ErrorClass::RateLimited => Code::RateLimitExceeded,
+        ErrorClass::Auth | ErrorClass::Funds => Code::UpstreamAuthError,
+        ErrorClass::CallerFault => return caller_fault(error),
+    };
+    let answer = match code {
+        Code::NoAvailableUpstream => {
+            ApiError::new(code, "No upstream can serve this model at the moment. Try again shortly.")
+                .retry(Retry::After(NO_UPSTREAM_PAUSE))
+        }
+        Code::RateLimitExceeded => {
+            let pause = error.retry_after.unwrap_or(RATE_LIMIT_PAUSE).min(MAX_RETRY_AFTER);
+            ApiError::new(
+                code,
+                format!(
+                    "Rate limit reached at the provider of this model. Please try again in {}s.",
+                    pause.as_secs_f64().max(0.001)
+                ),
+            )
+            .retry(Retry::After(pause))
+        }
+        Code::UpstreamTimeout => ApiError::new(code, "The provider of this model did not answer in time."),
+        Code::UpstreamAuthError => ApiError::new(
+            code,
+            "The provider of this model refuses the credential of this relay. This is not about your key; \
+             the administrator has to act.",
+        )
+        .retry(Retry::Never),
+        _other => ApiError::new(code, format!("The provider of this model failed: {error}.")),
+    };
+    (answer.cause(error), code.as_str())
+}
+
+/// The provider says that the request itself is at fault: its status, message and code pass.
+fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
+    let status = error
+        .refusal
+        .as_ref()
+        .map(|r| r.status)
+        .filter(StatusCode::is_client_error)
+        .unwrap_or(StatusCode::BAD_REQUEST);
+    let fault = error.refusal.as_ref().map(|r| r.fault.clone()).unwrap_or_default();
+    let message = fault.message.unwrap_or_else(|| {
+        format!("The provider of this model refused the request with status {}.", status.as_u16())
+    });
+    let answer = ApiError {
+        status,
+        kind: fault.kind.map_or(Cow::Borrowed("invalid_request_error"), Cow::Owned),
+        code: fault.code.map(Cow::Owned),
+        message: Cow::Owned(message),
+        param: fault.param.map(Cow::Owned),
+        retry: Retry::ByStatus,
+        cause: Some(error.into()),
+    };
+    (answer, "upstream_refused")
+}

@@ -1,0 +1,331 @@
+//! Answers as streams of events: passed on as they come, read for their usage, and booked before
+//! their last event leaves.
+
+use std::pin::Pin;
+use std::sync::atomic::AtomicBool;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
+use http::HeaderValue;
+use http_body::{Body as HttpBody, Frame};
+use sluice_domain::usage::{Ending, Stage};
+use sluice_protocol::stream::{
+    self as protocol, StreamEnding, StreamFinish, StreamInspector, StreamOptions, StreamStep,
+};
+use sluice_upstream_pool::{AnswerKind, DispatchError, UpstreamAnswer, UpstreamBody};
+use tokio::time::{Instant, Sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
+
+use crate::error::ApiError;
+
+use super::RelayCall;
+use super::in_flight::{InFlight, Output};
+use super::refusal::{ending_of, refusal};
+use super::whole;
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// The status of a stream whose head has left.
+const STREAMED: u16 = 200;
+
+type Dispatching = Pin<Box<dyn Future<Output = Result<UpstreamAnswer, Box<DispatchError>>> + Send>>;
+
+/// Relays a call whose answer is a stream.
+///
+/// The head waits for the first event, so that an early failure is still answered with its status;
+/// when that takes too long the head leaves with keep-alives, and the wait goes on behind it.
+pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Response, ApiError> {
+    let app = call.worker.app.clone();
+    let config = &app.config.relay;
+    let options = StreamOptions { strip_usage: !call.wants_usage(), max_event_bytes: config.max_event_bytes };
+    let inspector = StreamInspector::new(call.endpoint, options);
+    let (endpoint, max_answer_bytes) = (call.endpoint, config.max_answer_bytes);
+
+    in_flight.stage = Stage::Dispatched;
+    // Declared after `in_flight`: when the client leaves, the upstream is closed before the booking.
+    let mut dispatching: Dispatching = Box::pin(async move { call.dispatch().await });
+    let source = match tokio::time::timeout(config.head_wait, &mut dispatching).await {
+        Ok(Ok(answer)) if answer.kind == AnswerKind::Document => {
+            let is_detached = AtomicBool::new(false);
+            return whole::finish(answer, in_flight, endpoint, false, max_answer_bytes, &is_detached).await;
+        }
+        Ok(Ok(answer)) => {
+            in_flight.answered();
+            in_flight.attempts = answer.attempts;
+            Source::Relaying(answer.body)
+        }
+        Ok(Err(error)) => {
+            in_flight.attempts = error.attempts.clone();
+            let ending = ending_of(error.class);
+            let (answer, code) = refusal(*error);
+            in_flight.end(ending, answer.status.as_u16(), Some(code));
+            return Err(answer);
+        }
+        Err(_head_wait_is_over) => Source::Waiting(dispatching),
+    };
+    let body = EventStream {
+        source,
+        inspector,
+        in_flight: Some(in_flight),
+        keep_alive: KeepAlive::new(config.keep_alive),
+        ending: Box::pin(app.ending.clone().cancelled_owned()),
+    };
+    let mut response = Response::new(Body::new(body));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    Ok(response)
+}
+
+/// Where the events come from.
+enum Source {
+    /// The first event is not here yet; the head has left.
+    Waiting(Dispatching),
+    /// Events come.
+    Relaying(UpstreamBody),
+    /// Nothing more comes.
+    Over,
+}
+
+/// The body of a streamed answer. It owns the upstream's answer and the booking: when it is dropped
+/// the client has left, the upstream is closed, and what was read is booked.
+struct EventStream {
+    source: Source,
+    inspector: StreamInspector,
+    in_flight: Option<InFlight>,
+    keep_alive: KeepAlive,
+    /// Resolves when the process may wait no longer for open streams.
+    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+}
+
+/// What one look at the source gave.
+enum Progress {
+    /// Bytes for the client; never empty.
+    Send(Bytes),
+    /// Something was consumed and nothing is to be sent; look again.
+    Again,
+    /// Nothing now.
+    Wait,
+    /// The stream is over.
+    End,
+}
+
+impl EventStream {
+    fn advance(&mut self, cx: &mut Context<'_>) -> Progress {
+        match &mut self.source {
+            Source::Over => Progress::End,
+            Source::Waiting(dispatching) => match dispatching.as_mut().poll(cx) {
+                Poll::Pending => Progress::Wait,
+                Poll::Ready(Ok(answer)) if answer.kind == AnswerKind::Events => {
+                    if let Some(in_flight) = &mut self.in_flight {
+                        in_flight.answered();
+                        in_flight.attempts = answer.attempts;
+                    }
+                    self.source = Source::Relaying(answer.body);
+                    Progress::Again
+                }
+                Poll::Ready(Ok(answer)) => {
+                    if let Some(in_flight) = &mut self.in_flight {
+                        in_flight.attempts = answer.attempts;
+                    }
+                    self.fail(Ending::UpstreamFailed, "The provider of this model answered without a stream.")
+                }
+                Poll::Ready(Err(error)) => self.fail_dispatch(*error),
+            },
+            Source::Relaying(body) => match Pin::new(body).poll_frame(cx) {
+                Poll::Pending => Progress::Wait,
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.take(data),
+                    Err(_trailers) => Progress::Again,
+                },
+                Poll::Ready(Some(Err(error))) => {
+                    let ending = ending_of(error.class());
+                    tracing::debug!(error = crate::error::chain(&error), "a stream broke off");
+                    self.fail(ending, "The stream of the provider broke off.")
+                }
+                Poll::Ready(None) => self.upstream_ended(),
+            },
+        }
+    }
+
+    /// Takes bytes of the upstream.
+    fn take(&mut self, data: Bytes) -> Progress {
+        let StreamStep { forward, events, ending } = match self.inspector.push(data) {
+            Ok(step) => step,
+            Err(error) => {
+                tracing::debug!(error = crate::error::chain(&error), "a stream cannot be relayed");
+                return self.fail(Ending::UpstreamFailed, "The stream of the provider cannot be relayed.");
+            }
+        };
+        if events > 0
+            && let Some(in_flight) = &mut self.in_flight
+        {
+            in_flight.stage = Stage::Relaying;
+        }
+        match ending {
+            None if forward.is_empty() => Progress::Again,
+            None => Progress::Send(forward),
+            Some(StreamEnding::Done) => {
+                // Booked before the last event leaves; then the connection is freed for others.
+                self.book(Ending::Finished, None);
+                if let Source::Relaying(body) = std::mem::replace(&mut self.source, Source::Over) {
+                    body.drain_rest();
+                }
+                Progress::Send(forward)
+            }
+            Some(StreamEnding::Failed(error)) => {
+                let code = error.code.as_deref().unwrap_or("upstream_error");
+                let event = protocol::error_event(&error.message, &error.kind, Some(code));
+                self.close(Ending::UpstreamFailed, "upstream_error");
+                Progress::Send(joined(forward, event))
+            }
+        }
+    }
+
+    /// The upstream has closed without its terminal event.
+    fn upstream_ended(&mut self) -> Progress {
+        match self.inspector.finish() {
+            StreamFinish::Complete => {
+                self.close(Ending::Finished, "");
+                Progress::End
+            }
+            StreamFinish::CompleteWithoutDone => {
+                self.book(Ending::Finished, None);
+                self.source = Source::Over;
+                Progress::Send(Bytes::from_static(protocol::DONE))
+            }
+            StreamFinish::Truncated => {
+                self.fail(Ending::UpstreamFailed, "The stream of the provider ended before it was complete.")
+            }
+        }
+    }
+
+    fn fail_dispatch(&mut self, error: DispatchError) -> Progress {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.attempts = error.attempts.clone();
+        }
+        let ending = ending_of(error.class);
+        let (answer, code) = refusal(error);
+        let event = protocol::error_event(&answer.message, &answer.kind, answer.code.as_deref());
+        self.close(ending, code);
+        Progress::Send(event)
+    }
+
+    /// Ends with an error event, never with a clean end.
+    fn fail(&mut self, ending: Ending, message: &str) -> Progress {
+        let code = match ending {
+            Ending::Deadline => "upstream_timeout",
+            Ending::Shutdown => "server_shutting_down",
+            _ => "upstream_error",
+        };
+        self.close(ending, code);
+        Progress::Send(protocol::error_event(message, "server_error", Some(code)))
+    }
+
+    /// Closes the upstream, then books.
+    fn close(&mut self, ending: Ending, code: &'static str) {
+        self.source = Source::Over;
+        self.book(ending, (ending != Ending::Finished).then_some(code));
+    }
+
+    /// Books the end with what was read of the stream.
+    fn book(&mut self, ending: Ending, code: Option<&'static str>) {
+        if let Some(mut in_flight) = self.in_flight.take() {
+            in_flight.usage = self.inspector.usage();
+            in_flight.output = Output::Stream(self.inspector.take_output());
+            in_flight.end(ending, STREAMED, code);
+        }
+    }
+}
+
+impl HttpBody for EventStream {
+    type Data = Bytes;
+    type Error = std::convert::Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+        loop {
+            match self.advance(cx) {
+                Progress::Send(bytes) => {
+                    self.keep_alive.sent();
+                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                }
+                Progress::Again => {}
+                Progress::End => return Poll::Ready(None),
+                Progress::Wait => break,
+            }
+        }
+        if self.ending.as_mut().poll(cx).is_ready()
+            && let Progress::Send(event) = self.fail(Ending::Shutdown, "The relay is stopping.")
+        {
+            return Poll::Ready(Some(Ok(Frame::data(event))));
+        }
+        // Only whole events have been forwarded, so a comment may stand here.
+        if self.keep_alive.poll_due(cx) {
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(protocol::KEEP_ALIVE)))));
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.source, Source::Over)
+    }
+}
+
+impl Drop for EventStream {
+    fn drop(&mut self) {
+        let Some(mut in_flight) = self.in_flight.take() else { return };
+        // The upstream is closed first, then what was read is booked; dropping the request in
+        // flight says why.
+        self.source = Source::Over;
+        in_flight.usage = self.inspector.usage();
+        in_flight.output = Output::Stream(self.inspector.take_output());
+        drop(in_flight);
+    }
+}
+
+/// Tells when the client has heard nothing for too long. One timer per stream that is set anew only
+/// when it fires, not with every event.
+struct KeepAlive {
+    every: Duration,
+    last_sent: Instant,
+    timer: Pin<Box<Sleep>>,
+}
+
+impl KeepAlive {
+    fn new(every: Duration) -> Self {
+        let now = Instant::now();
+        Self { every, last_sent: now, timer: Box::pin(tokio::time::sleep_until(now + every)) }
+    }
+
+    fn sent(&mut self) {
+        self.last_sent = Instant::now();
+    }
+
+    /// Returns whether a comment is due now; else the task is woken when it may be.
+    fn poll_due(&mut self, cx: &mut Context<'_>) -> bool {
+        while self.timer.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            let due = self.last_sent + self.every;
+            if due <= now {
+                self.last_sent = now;
+                self.timer.as_mut().reset(now + self.every);
+                // Registers the timer for the next silence.
+                let _next = self.timer.as_mut().poll(cx);
+                return true;
+            }
+            self.timer.as_mut().reset(due);
+        }
+        false
+    }
+}
+
+fn joined(first: Bytes, second: Bytes) -> Bytes {
+    if first.is_empty() { second } else { Bytes::from([first, second].concat()) }
+}

@@ -1,0 +1,161 @@
+//! Answers in one piece. They are read to their end whatever the client does, because the provider
+//! bills them whatever the client does.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::response::Response;
+use bytes::Bytes;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
+use sluice_domain::route::Endpoint;
+use sluice_domain::usage::{Ending, Stage};
+use sluice_protocol::answer;
+use sluice_upstream_pool::{UpstreamAnswer, UpstreamBodyError};
+use tokio_util::task::TaskTracker;
+
+use crate::error::{ApiError, Code, Retry};
+use crate::server::CLIENT_LEFT;
+
+use super::RelayCall;
+use super::in_flight::{InFlight, Output};
+use super::refusal::{ending_of, refusal};
+
+/// Relays a call whose answer is one document.
+pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Response, ApiError> {
+    let is_detached = Arc::new(AtomicBool::new(false));
+    let detached = call.worker.detached.clone();
+    let flag = Arc::clone(&is_detached);
+    let work = async move {
+        in_flight.stage = Stage::Dispatched;
+        match call.dispatch().await {
+            Ok(answer) => {
+                let wants_base64 = call.outline.wants_base64;
+                finish(answer, in_flight, call.endpoint, wants_base64, call.max_answer_bytes(), &flag).await
+            }
+            Err(error) => {
+                in_flight.attempts = error.attempts.clone();
+                let ending = ending_of(error.class);
+                let (answer, code) = refusal(*error);
+                in_flight.end(ending, status_for(&flag, answer.status), Some(code));
+                Err(answer)
+            }
+        }
+    };
+    ReadToEnd { work: Some(Box::pin(work)), is_detached, detached }.await
+}
+
+/// Reads an answer to its end, books it and hands it out.
+pub(super) async fn finish(
+    answer: UpstreamAnswer,
+    mut in_flight: InFlight,
+    endpoint: Endpoint,
+    wants_base64: bool,
+    max_bytes: usize,
+    is_detached: &AtomicBool,
+) -> Result<Response, ApiError> {
+    in_flight.answered();
+    in_flight.attempts = answer.attempts;
+    let body = match answer.body.collect(max_bytes).await {
+        Ok(body) => answer::trim(body),
+        Err(error) => {
+            let (ending, answer) = broken(error);
+            in_flight.end(ending, status_for(is_detached, answer.status), Some("upstream_error"));
+            return Err(answer);
+        }
+    };
+    let facts = answer::inspect(endpoint, &body);
+    in_flight.usage = facts.usage;
+    if !facts.is_json_object || facts.error.is_some() {
+        let message = match facts.error {
+            Some(error) => format!("The provider of this model failed: {}", error.message),
+            None => "The provider of this model answered with something that is not JSON.".to_owned(),
+        };
+        let answer = ApiError::new(Code::UpstreamError, message);
+        in_flight.end(Ending::UpstreamFailed, status_for(is_detached, answer.status), Some("upstream_error"));
+        return Err(answer);
+    }
+    in_flight.stage = Stage::Relaying;
+    in_flight.output = Output::Whole(body.clone());
+    if is_detached.load(Ordering::Relaxed) {
+        in_flight.end(Ending::ClientLeft, CLIENT_LEFT, None);
+    } else {
+        in_flight.end(Ending::Finished, answer.status.as_u16(), None);
+    }
+    // Some SDKs decode what they asked for blindly and would take an array for nothing.
+    let body = match (endpoint, wants_base64) {
+        (Endpoint::Embeddings, true) => answer::embeddings_to_base64(&body).unwrap_or(body),
+        _other => body,
+    };
+    Ok(document(answer.status, body))
+}
+
+fn document(status: StatusCode, body: Bytes) -> Response {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+fn broken(error: UpstreamBodyError) -> (Ending, ApiError) {
+    let ending = ending_of(error.class());
+    let answer = if ending == Ending::Deadline {
+        ApiError::new(Code::UpstreamTimeout, "The provider of this model did not finish its answer in time.")
+    } else if let UpstreamBodyError::TooLong { limit } = error {
+        ApiError::new(
+            Code::UpstreamError,
+            format!("The answer of the provider is longer than this relay takes ({limit} bytes)."),
+        )
+        .retry(Retry::Never)
+    } else {
+        ApiError::new(Code::UpstreamError, "The answer of the provider broke off.")
+    };
+    (ending, answer.cause(error))
+}
+
+/// The status for the record: what the client was answered, or that it had left.
+fn status_for(is_detached: &AtomicBool, status: StatusCode) -> u16 {
+    if is_detached.load(Ordering::Relaxed) { CLIENT_LEFT } else { status.as_u16() }
+}
+
+type Work = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+
+/// Runs the work inside the request, and goes on as a task of its own when the request is dropped.
+struct ReadToEnd {
+    work: Option<Work>,
+    is_detached: Arc<AtomicBool>,
+    detached: TaskTracker,
+}
+
+impl Future for ReadToEnd {
+    type Output = Result<Response, ApiError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(work) = &mut self.work else { return Poll::Pending };
+        let polled = work.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.work = None;
+        }
+        polled
+    }
+}
+
+impl Drop for ReadToEnd {
+    fn drop(&mut self) {
+        // A panic is unwinding through the work: it must not be polled again.
+        if let Some(work) = self.work.take()
+            && !std::thread::panicking()
+        {
+            self.is_detached.store(true, Ordering::Relaxed);
+            self.detached.spawn(async move {
+                // Nobody waits for the answer; the record is written inside.
+                if let Err(unseen) = work.await {
+                    tracing::debug!(code = unseen.code.as_deref(), "an answer without a reader failed");
+                }
+            });
+        }
+    }
+}

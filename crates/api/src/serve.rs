@@ -1,0 +1,302 @@
+//! Runs the relay: threads, background tasks, start and end.
+//!
+//! One thread per core relays, each with its own runtime, listener and upstream connections. The
+//! calling thread owns everything that talks to the database.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::{Context as _, anyhow, bail};
+use arc_swap::ArcSwap;
+use sluice_accounting::{Ledger, Poster};
+use sluice_domain::key::KeyHasher;
+use sluice_domain::ports::{Clock, StoreError};
+use sluice_storage::secret::Vault;
+use sluice_storage::{Storage, StorageOptions};
+use sluice_upstream_pool::{ClientOptions, Dispatcher};
+use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::app::{App, Worker, load_routing};
+use crate::auth::Grants;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::data_folder::{DataFolder, InstanceIdentity};
+use crate::error::chain;
+use crate::feed;
+use crate::listen::Listeners;
+use crate::metrics::Metrics;
+use crate::server;
+
+/// How long requests may take to end after they were told to.
+const ENDING_GRACE: Duration = Duration::from_secs(5);
+/// How long the writer may take to post what is left.
+const POSTING_GRACE: Duration = Duration::from_secs(20);
+/// How often the database is asked whether it is there.
+const PING_EVERY: Duration = Duration::from_secs(2);
+/// How often the calendar of the tenants is written ahead.
+const CALENDAR_EVERY: Duration = Duration::from_hours(1);
+
+/// Everything that a running instance needs.
+pub struct Setup {
+    /// The settings.
+    pub config: Config,
+    /// Who this instance is.
+    pub identity: InstanceIdentity,
+    /// The data folder; its lock is held as long as the instance runs.
+    pub folder: DataFolder,
+    /// Where the database is.
+    pub storage_options: StorageOptions,
+    /// Hashes presented keys.
+    pub hasher: KeyHasher,
+    /// Opens sealed upstream keys.
+    pub vault: Vault,
+    /// Is called once when requests are accepted, with the address.
+    pub on_ready: Box<dyn FnOnce(SocketAddr) + Send>,
+}
+
+/// Serves until the process is asked to stop, then ends what is open and posts what is left.
+///
+/// # Errors
+/// What kept it from starting, or from ending cleanly.
+pub fn run(setup: Setup) -> anyhow::Result<()> {
+    sluice_upstream_pool::install_crypto_provider();
+    raise_file_limit(setup.config.server.max_connections);
+    let control = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        // Counting tokens and TLS roots are the only blocking work.
+        .max_blocking_threads(2)
+        .build()
+        .context("the runtime cannot be started")?;
+    control.block_on(serve(setup))
+}
+
+async fn serve(setup: Setup) -> anyhow::Result<()> {
+    let Setup { config, identity, folder, storage_options, hasher, vault, on_ready } = setup;
+    let listeners = Listeners::bind(config.listen, worker_count(config.server.workers))?;
+    let address = listeners.address();
+
+    let storage = Storage::open(&storage_options).await.context("the database cannot be opened")?;
+    refuse_unless_migrated(&storage).await?;
+    let clock = SystemClock;
+    storage.ensure_calendar(clock.now()).await.context("the calendar cannot be written")?;
+
+    let ledger = Ledger::new(config.ledger.max_waiting);
+    let poster = Poster::claim(
+        &ledger,
+        Arc::new(storage.clone()),
+        Arc::new(clock),
+        identity.instance_id,
+        identity.last_boot,
+        identity.boot_id,
+    )
+    .await
+    .map_err(|error| match error {
+        StoreError::Guard => anyhow!(
+            "the data folder {} is a copy, or older than the database: another process has used this \
+             instance's identity since. Use a fresh folder for a further instance",
+            config.data_dir.display()
+        ),
+        other => anyhow::Error::new(other).context("the instance cannot be registered in the database"),
+    })?;
+
+    // The position comes before the first read, so that no change falls between them.
+    let feed_position = storage.feed_position().await.context("the change feed cannot be read")?;
+    let routing = load_routing(&storage, &vault).await.context("upstreams and routes cannot be read")?;
+    let metrics = Metrics::new();
+    let grants = Grants::new(
+        hasher,
+        config.keys.cache_size,
+        storage.clone(),
+        ledger.clone(),
+        Handle::current(),
+        Arc::clone(&metrics),
+    );
+    let app = Arc::new(App {
+        config,
+        clock,
+        storage,
+        vault,
+        ledger,
+        grants,
+        routing: ArcSwap::from_pointee(routing),
+        metrics,
+        control: Handle::current(),
+        is_database_up: AtomicBool::new(true),
+        draining: CancellationToken::new(),
+        ending: CancellationToken::new(),
+    });
+
+    let stopped = CancellationToken::new();
+    let background = TaskTracker::new();
+    background.spawn(feed::follow(Arc::clone(&app), feed_position, stopped.clone()));
+    background.spawn(keep_calendar(Arc::clone(&app), stopped.clone()));
+    background.spawn(watch_database(Arc::clone(&app), stopped.clone()));
+    let posting_closed = CancellationToken::new();
+    let writer = tokio::spawn(poster.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
+
+    let threads = start_workers(&app, listeners)?;
+    tracing::info!(%address, workers = threads.len(), instance.id = %identity.instance_id, "accepting requests");
+    on_ready(address);
+
+    let ended = drain(&app, threads).await;
+    posting_closed.cancel();
+    let lost = writer.await.context("the writer of the ledger ended by a defect")?;
+    stopped.cancel();
+    background.close();
+    background.wait().await;
+    app.storage.close().await;
+    drop(folder);
+    ended?;
+    if lost > 0 {
+        bail!("{lost} usage records could not be posted before the end");
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// Waits for the signal to stop, then for open requests, then ends what is still open.
+async fn drain(app: &App, threads: Vec<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
+    let is_any_thread_over = async {
+        while !threads.iter().any(JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::select! {
+        _asked = terminate.recv() => {}
+        _asked = interrupt.recv() => {}
+        () = is_any_thread_over => tracing::error!("a thread of the relay has ended; the process stops"),
+    }
+    tracing::info!(
+        connections = app.metrics.connections.get(),
+        open_holds = app.ledger.stats().open_holds(),
+        "stopping; open requests may end first"
+    );
+    app.draining.cancel();
+    tokio::select! {
+        () = wait_for(&threads) => {}
+        _again = terminate.recv() => {}
+        _again = interrupt.recv() => {}
+        () = tokio::time::sleep(app.config.server.drain) => {}
+    }
+    app.ending.cancel();
+    if tokio::time::timeout(ENDING_GRACE, wait_for(&threads)).await.is_err() {
+        bail!("some connections did not end in time");
+    }
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result?,
+            Err(_panic) => bail!("a thread of the relay ended by a defect"),
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for(threads: &[JoinHandle<anyhow::Result<()>>]) {
+    while !threads.iter().all(JoinHandle::is_finished) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn start_workers(app: &Arc<App>, listeners: Listeners) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+    let mut threads = Vec::new();
+    for (number, listener) in listeners.into_iter().enumerate() {
+        let app = Arc::clone(app);
+        let thread = std::thread::Builder::new()
+            .name(format!("relay-{number}"))
+            .spawn(move || {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .max_blocking_threads(2)
+                    .build()
+                    .context("the runtime of a thread cannot be started")?;
+                runtime.block_on(async move {
+                    let options = ClientOptions {
+                        max_idle_per_host: app.config.relay.max_idle_upstream_connections,
+                        ..ClientOptions::default()
+                    };
+                    let worker = Arc::new(Worker {
+                        app,
+                        dispatcher: Dispatcher::new(options),
+                        detached: TaskTracker::new(),
+                    });
+                    server::accept(worker, listener).await
+                })
+            })
+            .context("a thread cannot be started")?;
+        threads.push(thread);
+    }
+    Ok(threads)
+}
+
+/// Returns the number of threads: as set, or one per core that this process may use.
+fn worker_count(setting: usize) -> usize {
+    if setting > 0 { setting } else { std::thread::available_parallelism().map_or(1, usize::from) }
+}
+
+async fn refuse_unless_migrated(storage: &Storage) -> anyhow::Result<()> {
+    let state = storage.migration_state().await.context("the state of the database cannot be read")?;
+    if state.is_current() {
+        return Ok(());
+    }
+    if state.unknown.is_empty() && state.changed.is_empty() {
+        bail!("the database is not migrated to this version; run `sluice migrate` first");
+    }
+    bail!(
+        "the database does not fit this binary: unknown migrations {:?}, changed migrations {:?}",
+        state.unknown,
+        state.changed
+    )
+}
+
+async fn keep_calendar(app: Arc<App>, stopped: CancellationToken) {
+    let mut ticks = tokio::time::interval_at(Instant::now() + CALENDAR_EVERY, CALENDAR_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            _tick = ticks.tick() => {}
+        }
+        if let Err(error) = app.storage.ensure_calendar(app.now()).await {
+            tracing::warn!(error = chain(&error), "the calendar cannot be written ahead; it is tried again in an hour");
+        }
+    }
+}
+
+async fn watch_database(app: Arc<App>, stopped: CancellationToken) {
+    loop {
+        let answered = tokio::time::timeout(PING_EVERY, app.storage.ping()).await;
+        let is_up = matches!(answered, Ok(Ok(())));
+        if app.is_database_up.swap(is_up, Ordering::Relaxed) != is_up {
+            if is_up {
+                tracing::info!("the database answers again");
+            } else {
+                tracing::error!("the database does not answer");
+            }
+        }
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = tokio::time::sleep(PING_EVERY) => {}
+        }
+    }
+}
+
+/// Every stream needs two files. What the system does not allow is only logged.
+fn raise_file_limit(max_connections: usize) {
+    let wanted = u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(256);
+    match rlimit::increase_nofile_limit(wanted) {
+        Ok(limit) if limit < wanted => {
+            tracing::warn!(limit, wanted, "the limit of open files is lower than server.max_connections needs");
+        }
+        Ok(_enough) => {}
+        Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),
+    }
+}

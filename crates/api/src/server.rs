@@ -1,0 +1,212 @@
+//! The accept loop of one thread, and what every request passes.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::body::Body;
+use axum::response::IntoResponse;
+use bytes::Bytes;
+use futures_util::FutureExt;
+use http::header::HeaderName;
+use http::{HeaderValue, Request, Response, StatusCode};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use sluice_domain::id::RequestId;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+use tower_service::Service;
+
+use crate::app::{App, Worker};
+use crate::error::{ApiError, Code};
+use crate::ids::new_request_id;
+use crate::metrics::{Metrics, Surface};
+use crate::router;
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// The Anthropic SDKs read this name only.
+const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+/// Pause after the system refused a connection, for instance for want of files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// The status of a request whose client left before it was answered; only in metrics and records.
+pub(crate) const CLIENT_LEFT: u16 = 499;
+
+/// What is known of a request before anything of it is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RequestContext {
+    pub(crate) request_id: RequestId,
+    pub(crate) peer: SocketAddr,
+    pub(crate) started: Instant,
+}
+
+/// Accepts connections until the process drains, then waits for those that are open.
+///
+/// # Errors
+/// When the socket cannot be used.
+pub(crate) async fn accept(worker: Arc<Worker>, listener: std::net::TcpListener) -> anyhow::Result<()> {
+    let listener = TcpListener::from_std(listener).context("the listening socket cannot be used")?;
+    let app = Arc::clone(&worker.app);
+    let router = router::build(Arc::clone(&worker));
+    let connections = TaskTracker::new();
+    let max_connections = i64::try_from(app.config.server.max_connections).unwrap_or(i64::MAX);
+    loop {
+        let accepted = tokio::select! {
+            () = app.draining.cancelled() => break,
+            accepted = listener.accept(), if app.metrics.connections.get() < max_connections => accepted,
+            // At the cap the others wait in the backlog until somebody leaves.
+            () = tokio::time::sleep(ACCEPT_PAUSE), if app.metrics.connections.get() >= max_connections => continue,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                let (app, router) = (Arc::clone(&app), router.clone());
+                let open = OpenConnection::new(&app.metrics);
+                connections.spawn(async move {
+                    let _open = open;
+                    serve_connection(app, router, stream, peer).await;
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection cannot be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    connections.close();
+    // Posts that outlive their connection are counted by the ledger, not here.
+    connections.wait().await;
+    worker.detached.close();
+    tokio::select! {
+        () = worker.detached.wait() => {}
+        () = app.ending.cancelled() => {}
+    }
+    Ok(())
+}
+
+async fn serve_connection(app: Arc<App>, router: Router, stream: TcpStream, peer: SocketAddr) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "TCP_NODELAY cannot be set");
+    }
+    let service_app = Arc::clone(&app);
+    let service = service_fn(move |request| answer(Arc::clone(&service_app), router.clone(), peer, request));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.config.server.header_timeout)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = app.draining.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::trace!(%error, "a connection ended early");
+    }
+}
+
+/// Answers one request: gives it an id, counts it, and turns a panic into an answer.
+async fn answer(
+    app: Arc<App>,
+    mut router: Router,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<CountedBody>, Infallible> {
+    let started = Instant::now();
+    let request_id = new_request_id(app.now());
+    let mut counted = CountedRequest {
+        metrics: Arc::clone(&app.metrics),
+        surface: Surface::of_path(request.uri().path()),
+        started,
+        status: None,
+    };
+    counted.metrics.request_began(counted.surface);
+    let mut request = request.map(Body::new);
+    request.extensions_mut().insert(RequestContext { request_id, peer, started });
+    let answered = AssertUnwindSafe(Service::call(&mut router, request)).catch_unwind().await;
+    let mut response = match answered {
+        Ok(Ok(response)) => response,
+        Err(_panic) => {
+            tracing::error!(request.id = %request_id, "a request ended by a panic");
+            ApiError::new(Code::InternalError, "The relay failed by a defect of its own. Please report the request id.")
+                .into_response()
+        }
+    };
+    if let Ok(id) = HeaderValue::try_from(request_id.to_string()) {
+        response.headers_mut().insert(REQUEST_ID, id.clone());
+        response.headers_mut().insert(X_REQUEST_ID, id);
+    }
+    counted.status = Some(response.status());
+    Ok(response.map(|inner| CountedBody { inner, _counted: counted }))
+}
+
+/// Counts an open connection for as long as it lives.
+struct OpenConnection(Arc<Metrics>);
+
+impl OpenConnection {
+    fn new(metrics: &Arc<Metrics>) -> Self {
+        metrics.connections.inc();
+        Self(Arc::clone(metrics))
+    }
+}
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.connections.dec();
+    }
+}
+
+/// Counts a request when its answer has left, or its client has.
+struct CountedRequest {
+    metrics: Arc<Metrics>,
+    surface: Surface,
+    started: Instant,
+    status: Option<StatusCode>,
+}
+
+impl Drop for CountedRequest {
+    fn drop(&mut self) {
+        let status = self
+            .status
+            .or_else(|| StatusCode::from_u16(CLIENT_LEFT).ok())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        self.metrics.request_ended(self.surface, status, self.started.elapsed());
+    }
+}
+
+/// The body of an answer, counted until its end.
+struct CountedBody {
+    inner: Body,
+    _counted: CountedRequest,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut TaskContext<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

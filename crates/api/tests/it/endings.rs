@@ -1,0 +1,225 @@
+//! One record for each request, whatever ends it, with the tokens that the provider counted.
+
+use std::time::Duration;
+
+use sluice_domain::usage::{Basis, Ending};
+use sluice_storage::usage::StoredRecord;
+use sluice_testkit::{HttpClient, Quirk, Request, Script};
+
+use crate::deployment::{Deployment, PATIENCE, Relay, chat, on_both_databases, streamed_chat};
+
+const PROMPT_WORDS: usize = 7;
+const ANSWER_WORDS: usize = 12;
+
+/// Sends a stream, reads `events` events of the answer, then leaves.
+async fn leave_after(relay: &Relay, events: usize) {
+    let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let request = Request::post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).key(relay.key());
+    client.send(&request).await.unwrap();
+    assert_eq!(client.read_head().await.unwrap().status, 200);
+    for _ in 0..events {
+        client.next_event().await.unwrap().unwrap();
+    }
+}
+
+fn assert_record(record: &StoredRecord, ending: Ending, basis: Basis, input: i64, output: i64) {
+    let seen = (record.ending, record.basis, record.usage.input, record.usage.output);
+    assert_eq!(seen, (ending, basis, input, output), "{record:?}");
+    let owes_nothing = record.usage.total() == 0;
+    assert_eq!(record.quota_tokens, if owes_nothing { 0 } else { input + output }, "{record:?}");
+}
+
+on_both_databases! {
+    async fn a_finished_answer_has_the_providers_numbers(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::new().words(ANSWER_WORDS).cached_tokens(3));
+        let response = relay.post("/v1/chat/completions", &chat(PROMPT_WORDS)).await;
+        assert_eq!(response.status(), 200, "{}", response.json());
+        let record = relay.deployment.only_record().await;
+        let served = relay.upstream().only_served();
+        assert_record(&record, Ending::Finished, Basis::Reported, served.input_tokens, served.output_tokens);
+        assert_eq!(record.usage.cached_input, 3);
+        assert_eq!(record.attempts.len(), 1);
+        assert_eq!(record.attempts[0].status, Some(200));
+        assert_eq!(record.ip.as_deref(), Some("127.0.0.1"));
+        assert_eq!(record.requested_model, "test-model");
+        assert_eq!(record.status, 200);
+    }
+
+    async fn a_finished_stream_has_the_providers_numbers(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::new().words(ANSWER_WORDS));
+        let response = relay.post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).await;
+        assert_eq!(response.status(), 200);
+        let record = relay.deployment.only_record().await;
+        let served = relay.upstream().only_served();
+        assert_record(&record, Ending::Finished, Basis::Reported, served.input_tokens, served.output_tokens);
+        assert!(record.streamed);
+        assert!(record.first_event_ms.is_some());
+    }
+
+    async fn tokens_are_counted_when_the_provider_reports_none(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::new().words(ANSWER_WORDS).with(Quirk::NoUsage));
+        for request in [chat(PROMPT_WORDS), streamed_chat(PROMPT_WORDS)] {
+            assert_eq!(relay.post("/v1/chat/completions", &request).await.status(), 200);
+        }
+        let records = relay.deployment.wait_for_records(2).await;
+        let served = relay.upstream().served();
+        for (record, served) in records.iter().zip(&served) {
+            assert_record(record, Ending::Finished, Basis::Counted, served.input_tokens, served.output_tokens);
+        }
+    }
+
+    async fn an_explicit_zero_is_zero(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::new().words(ANSWER_WORDS).with(Quirk::ZeroUsage));
+        relay.post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).await;
+        assert_record(&relay.deployment.only_record().await, Ending::Finished, Basis::Reported, 0, 0);
+    }
+
+    async fn a_client_that_leaves_pays_what_was_read_until_then(deployment: Deployment) {
+        let relay = deployment.start();
+        let mut seen = 0;
+        // At the first event, in the middle, and after the last word: each time the provider waits
+        // there, so that it has written what the client has read and nothing more.
+        for events in [1, ANSWER_WORDS / 2, ANSWER_WORDS + 1] {
+            let stall = Script::new().words(ANSWER_WORDS).stall_at(events, PATIENCE);
+            relay.upstream().script(stall);
+            leave_after(&relay, events).await;
+            let left_at = relay.upstream().elapsed();
+            seen += 1;
+            let served = relay.upstream().wait_for_ends(seen, PATIENCE).await;
+            let served = &served[seen - 1];
+            let closed_after = served.peer_left_at().unwrap().saturating_sub(left_at);
+            assert!(closed_after < Duration::from_millis(200), "upstream closed after {closed_after:?}");
+            let records = relay.deployment.wait_for_records(seen).await;
+            let record = &records[seen - 1];
+            assert_record(record, Ending::ClientLeft, Basis::Counted, served.input_tokens, served.output_tokens);
+            assert_eq!(record.status, 499);
+        }
+    }
+
+    async fn a_client_that_leaves_before_the_first_event_pays_its_prompt(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().script(Script::new().stall_before_head(PATIENCE));
+        let mut client = HttpClient::connect(relay.address).await.unwrap();
+        let request = Request::post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).key(relay.key());
+        client.send(&request).await.unwrap();
+        relay.upstream().wait_for(|served| served.len() == 1, PATIENCE).await;
+        drop(client);
+        let record = relay.deployment.only_record().await;
+        let served = &relay.upstream().wait_for_ends(1, PATIENCE).await[0];
+        assert_record(&record, Ending::ClientLeft, Basis::Counted, served.input_tokens, 0);
+        assert_eq!(record.attempts.len(), 1, "the attempt under way is recorded");
+    }
+
+    async fn a_plain_answer_is_read_to_its_end_although_the_client_has_left(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().script(Script::new().words(ANSWER_WORDS).head_delay(Duration::from_millis(400)));
+        let mut client = HttpClient::connect(relay.address).await.unwrap();
+        let request = Request::post("/v1/chat/completions", &chat(PROMPT_WORDS)).key(relay.key());
+        client.send(&request).await.unwrap();
+        relay.upstream().wait_for(|served| served.len() == 1, PATIENCE).await;
+        drop(client);
+        let record = relay.deployment.only_record().await;
+        let served = &relay.upstream().wait_for_ends(1, PATIENCE).await[0];
+        assert!(served.is_complete());
+        assert_record(&record, Ending::ClientLeft, Basis::Drained, served.input_tokens, served.output_tokens);
+    }
+
+    async fn a_stream_that_breaks_in_the_middle_costs_what_was_relayed(deployment: Deployment) {
+        let relay = deployment.start();
+        let scripts = [
+            ("cut", Script::new().words(ANSWER_WORDS).cut_at(5), Ending::UpstreamFailed),
+            ("reset", Script::new().words(ANSWER_WORDS).reset_at(5), Ending::UpstreamFailed),
+            ("clean end", Script::new().words(ANSWER_WORDS).end_at(5), Ending::UpstreamFailed),
+            ("half an event", Script::new().words(ANSWER_WORDS).half_event_at(5), Ending::UpstreamFailed),
+            ("stall", Script::new().words(ANSWER_WORDS).stall_at(5, PATIENCE), Ending::Deadline),
+        ];
+        for (number, (name, script, ending)) in scripts.into_iter().enumerate() {
+            relay.upstream().script(script);
+            let response = relay.post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).await;
+            assert_eq!(response.status(), 200, "{name}");
+            let text = String::from_utf8(response.body.to_vec()).unwrap();
+            assert!(!text.contains("[DONE]"), "{name} ends without [DONE]: {text}");
+            let last = text.trim_end().rsplit("\n\n").next().unwrap();
+            assert!(last.starts_with("data: {\"error\":{"), "{name} ends with an error event: {text}");
+            let records = relay.deployment.wait_for_records(number + 1).await;
+            let served = &relay.upstream().wait_for_ends(number + 1, PATIENCE).await[number];
+            assert_record(&records[number], ending, Basis::Counted, served.input_tokens, served.output_tokens);
+            assert!(served.output_tokens > 0, "{name}");
+        }
+    }
+
+    async fn a_complete_answer_without_its_terminal_event_is_complete(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().script(Script::new().words(ANSWER_WORDS).with(Quirk::NoDone));
+        let response = relay.post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).await;
+        let text = String::from_utf8(response.body.to_vec()).unwrap();
+        assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+        let served = relay.upstream().only_served();
+        let record = relay.deployment.only_record().await;
+        assert_record(&record, Ending::Finished, Basis::Reported, served.input_tokens, served.output_tokens);
+    }
+
+    async fn a_failed_upstream_costs_the_tenant_nothing(deployment: Deployment) {
+        let relay = deployment.start();
+        let scripts = [
+            (Script::refuse(500), 502),
+            (Script::refuse(429).retry_after(7), 429),
+            (Script::refuse(401), 502),
+            (Script::refuse(400), 400),
+            (Script::new().reset_before_head(), 502),
+            (Script::new().close_before_head(), 502),
+            (Script::html(200), 502),
+            (Script::new().words(ANSWER_WORDS).cut_at(0), 502),
+        ];
+        let mut count = 0;
+        for (script, status) in scripts {
+            for request in [chat(PROMPT_WORDS), streamed_chat(PROMPT_WORDS)] {
+                relay.upstream().script(script.clone());
+                let response = relay.post("/v1/chat/completions", &request).await;
+                assert_eq!(response.status(), status, "{script:?} {}", String::from_utf8_lossy(&response.body));
+                count += 1;
+                let records = relay.deployment.wait_for_records(count).await;
+                let record = &records[count - 1];
+                assert_eq!(record.ending, Ending::UpstreamFailed, "{script:?}");
+                assert_eq!((record.quota_tokens, record.status), (0, i64::from(status)), "{script:?}");
+                assert_eq!(record.attempts.len(), 1, "{script:?}");
+                assert!(record.attempts[0].error.is_some(), "{script:?}");
+            }
+        }
+    }
+
+    async fn the_rollups_are_the_sums_of_the_records(deployment: Deployment) {
+        let relay = deployment.start();
+        for words in 1..=20 {
+            relay.upstream().script(Script::new().words(words));
+            relay.post("/v1/chat/completions", &streamed_chat(words)).await;
+        }
+        let records = relay.deployment.wait_for_records(20).await;
+        assert!(relay.stop());
+        let expected: i64 = records.iter().map(|r| r.quota_tokens).sum();
+        let (daily, monthly) = rollups(&relay.deployment).await;
+        assert_eq!((daily, monthly), ((20, expected), (20, expected)));
+    }
+}
+
+/// Requests and tokens of the daily and the monthly rollups.
+async fn rollups(deployment: &Deployment) -> ((i64, i64), (i64, i64)) {
+    let options = sluice_storage::StorageOptions { url: deployment.database_url.clone(), max_connections: 2 };
+    let storage = sluice_storage::Storage::open(&options).await.unwrap();
+    let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
+    let records = deployment.records().await;
+    let day = records[0].local_day;
+    let month = records[0].period;
+    let daily = storage.usage_by_day(tenant.id, day, day).await.unwrap();
+    let monthly = storage.usage_by_month(tenant.id, month, month).await.unwrap();
+    let sums = (
+        (daily.iter().map(|r| r.sums.requests).sum(), daily.iter().map(|r| r.sums.quota_tokens).sum()),
+        (monthly.iter().map(|r| r.sums.requests).sum(), monthly.iter().map(|r| r.sums.quota_tokens).sum()),
+    );
+    storage.close().await;
+    sums
+}

@@ -1,0 +1,20 @@
+//! The binary `sluice` as its users meet it: real processes, real sockets, real databases.
+
+#[cfg(test)]
+mod cli;
+#[cfg(test)]
+mod deployment;
+#[cfg(test)]
+mod endings;
+#[cfg(test)]
+mod errors;
+#[cfg(test)]
+mod keys;
+#[cfg(test)]
+mod operations;
+#[cfg(test)]
+mod pass_through;
+#[cfg(test)]
+mod sdk;
+#[cfg(test)]
+mod streams;
