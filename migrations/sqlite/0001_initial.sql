@@ -187,7 +187,7 @@ CREATE TABLE periods (
     CONSTRAINT periods_bounds_ck CHECK (starts_at_ms < ends_at_ms),
     CONSTRAINT periods_state_ck CHECK (state IN ('open', 'closed'))
 ) STRICT, WITHOUT ROWID;
--- Small for ever: the trigger on usage_records asks it for each row.
+-- Small for ever: the triggers on rollup_monthly ask it for each row.
 CREATE INDEX periods_closed_idx ON periods (tenant_id, period) WHERE state = 'closed';
 
 CREATE TABLE counters (
@@ -241,6 +241,8 @@ CREATE TABLE leases (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX leases_counter_id_idx ON leases (counter_id);
 
+-- With a rowid: rows are appended to full pages; ordered by the id itself, pages split in halves.
+--
 -- Words that may grow (endpoint, ending, stage, basis) have no CHECK: SQLite cannot change one
 -- without copying the table. They come from closed types.
 CREATE TABLE usage_records (
@@ -304,7 +306,7 @@ CREATE TABLE usage_records (
         CHECK (excess_tokens = 0 OR (excess_tokens > 0 AND quota_tokens = bound_tokens)),
     CONSTRAINT usage_records_excess_nano_ck
         CHECK (excess_nano = 0 OR (excess_nano > 0 AND charge_nano = bound_nano))
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE TRIGGER usage_records_no_update BEFORE UPDATE ON usage_records
 BEGIN
@@ -314,14 +316,6 @@ CREATE TRIGGER usage_records_no_delete BEFORE DELETE ON usage_records
 BEGIN
     SELECT RAISE(ABORT, 'usage_records is append-only');
 END;
-CREATE TRIGGER usage_records_open_period BEFORE INSERT ON usage_records
-WHEN EXISTS (
-    SELECT 1 FROM periods INDEXED BY periods_closed_idx
-    WHERE tenant_id = NEW.tenant_id AND period = NEW.statement_period AND state = 'closed')
-BEGIN
-    SELECT RAISE(ABORT, 'the statement period is closed');
-END;
-
 CREATE TABLE attempts (
     request_id      BLOB    NOT NULL,
     n               INTEGER NOT NULL,
@@ -422,6 +416,23 @@ CREATE TABLE rollup_monthly (
         AND excess_nano BETWEEN 0 AND 4611686018427387904
         AND cost_nano BETWEEN 0 AND 4611686018427387904)
 ) STRICT, WITHOUT ROWID;
+
+-- Closed months are protected where they are summed, a few rows per batch: a trigger on the insert
+-- of a record would run for each and make SQLite copy the whole statement first.
+CREATE TRIGGER rollup_monthly_open_period_insert BEFORE INSERT ON rollup_monthly
+WHEN EXISTS (
+    SELECT 1 FROM periods INDEXED BY periods_closed_idx
+    WHERE tenant_id = NEW.tenant_id AND period = NEW.statement_period AND state = 'closed')
+BEGIN
+    SELECT RAISE(ABORT, 'the statement period is closed');
+END;
+CREATE TRIGGER rollup_monthly_open_period_update BEFORE UPDATE ON rollup_monthly
+WHEN EXISTS (
+    SELECT 1 FROM periods INDEXED BY periods_closed_idx
+    WHERE tenant_id = NEW.tenant_id AND period = NEW.statement_period AND state = 'closed')
+BEGIN
+    SELECT RAISE(ABORT, 'the statement period is closed');
+END;
 
 -- What counts against a quota without being a usage record.
 CREATE TABLE ledger_entries (

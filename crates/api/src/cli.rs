@@ -50,10 +50,20 @@ struct Cli {
 #[derive(Debug, Args)]
 struct Global {
     /// Configuration file (else `SLUICE_CONFIG`, else `CONFIG_FILE`)
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help_heading = "Global options"
+    )]
     config: Option<PathBuf>,
     /// Data folder of this instance [default: sluice-data]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        help_heading = "Global options"
+    )]
     data: Option<PathBuf>,
 }
 
@@ -128,10 +138,25 @@ fn report(error: &anyhow::Error) -> ExitCode {
         }
         return ExitCode::from(INVALID_CONFIG);
     }
-    // The alternate form joins the causes by `: `.
-    terminal::error(&format!("{error:#}"));
+    terminal::error(&chain(error));
     let is_usage = error.downcast_ref::<input::WrongUsage>().is_some();
     ExitCode::from(if is_usage { USAGE } else { FAILED })
+}
+
+/// Joins an error and its causes by `: `. Some drivers repeat their cause in their own text; it is
+/// said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        if text.is_empty() {
+            text = cause;
+        } else if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 impl Global {
@@ -151,5 +176,26 @@ impl Global {
             terminal::warning(&warning.to_string());
         }
         Ok(loaded)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::anyhow;
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn every_command_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_that_is_repeated_is_said_once() {
+        let error = anyhow!("no such file")
+            .context("read failed: no such file")
+            .context("cannot start");
+        assert_eq!(chain(&error), "cannot start: read failed: no such file");
     }
 }

@@ -153,7 +153,7 @@ settings! {
         workers ["workers"]: usize = Integer::new(0, 1_024, "threads"), 0;
         /// Connections that are open at the same time; further ones wait to be accepted.
         max_connections ["max_connections"]: usize =
-            Integer::new(1, 1_000_000, "connections"), 10_000;
+            Integer::new(1, 1_000_000, "connections"), 8_192;
         /// How long a client may take to send the head of a request.
         header_timeout ["header_timeout_ms"]: Duration =
             Millis { min: 100, max: 600_000 }, Duration::from_secs(10);

@@ -18,7 +18,7 @@ use sluice_storage::secret::Vault;
 use sluice_storage::{Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 use tokio::runtime::Handle;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -79,6 +79,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
 
 async fn serve(setup: Setup) -> anyhow::Result<()> {
     let Setup { config, identity, folder, storage_options, hasher, vault, on_ready } = setup;
+    // From here on a signal to stop is never the end of the process in mid-work.
+    let mut signals = Signals::install()?;
     let listeners = Listeners::bind(config.listen, worker_count(config.server.workers))?;
     let address = listeners.address();
 
@@ -145,7 +147,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     tracing::info!(%address, workers = threads.len(), instance.id = %identity.instance_id, "accepting requests");
     on_ready(address);
 
-    let ended = drain(&app, threads).await;
+    let ended = drain(&app, threads, &mut signals).await;
     posting_closed.cancel();
     let lost = writer.await.context("the writer of the ledger ended by a defect")?;
     stopped.cancel();
@@ -161,18 +163,39 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What asks the process to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn install() -> anyhow::Result<Self> {
+        let install = |kind| signal(kind).context("signals cannot be received");
+        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
+    }
+
+    async fn stop(&mut self) {
+        tokio::select! {
+            _asked = self.terminate.recv() => {}
+            _asked = self.interrupt.recv() => {}
+        }
+    }
+}
+
 /// Waits for the signal to stop, then for open requests, then ends what is still open.
-async fn drain(app: &App, threads: Vec<JoinHandle<anyhow::Result<()>>>) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("signals cannot be received")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("signals cannot be received")?;
+async fn drain(
+    app: &App,
+    threads: Vec<JoinHandle<anyhow::Result<()>>>,
+    signals: &mut Signals,
+) -> anyhow::Result<()> {
     let is_any_thread_over = async {
         while !threads.iter().any(JoinHandle::is_finished) {
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
     };
     tokio::select! {
-        _asked = terminate.recv() => {}
-        _asked = interrupt.recv() => {}
+        () = signals.stop() => {}
         () = is_any_thread_over => tracing::error!("a thread of the relay has ended; the process stops"),
     }
     tracing::info!(
@@ -183,8 +206,7 @@ async fn drain(app: &App, threads: Vec<JoinHandle<anyhow::Result<()>>>) -> anyho
     app.draining.cancel();
     tokio::select! {
         () = wait_for(&threads) => {}
-        _again = terminate.recv() => {}
-        _again = interrupt.recv() => {}
+        () = signals.stop() => tracing::info!("asked again; open requests end now"),
         () = tokio::time::sleep(app.config.server.drain) => {}
     }
     app.ending.cancel();

@@ -14,7 +14,18 @@ use crate::statement::Statement;
 
 /// Rows per statement, largest first. The largest times the widest row stays far below the limit of
 /// parameters: 32,766 on SQLite, 65,535 on PostgreSQL.
-const SIZES: [usize; 4] = [128, 32, 8, 1];
+const SIZES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
+/// Up to here a look-up repeats its last row to fill one statement, which costs less than another.
+const PADDED_UP_TO: usize = 8;
+
+/// Whether rows may stand in a statement twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Repeats {
+    /// Each row once.
+    Never,
+    /// The last row may be repeated; the caller drops what it finds twice.
+    Allowed,
+}
 
 /// A statement whose middle is a list of rows.
 pub(crate) struct Bulk {
@@ -91,17 +102,18 @@ impl Bulk {
         &'static self,
         rows: &'r [R],
         placeholders: Placeholders,
+        repeats: Repeats,
         mut bind: impl FnMut(&mut A, &'r R) -> Result<(), sqlx::error::BoxDynError>,
     ) -> impl Iterator<Item = Result<Run<A>, Failure>> {
         let mut rest = rows;
         std::iter::from_fn(move || {
-            let size = SIZES.into_iter().find(|size| *size <= rest.len())?;
-            let (now, later) = rest.split_at(size);
+            let (last, size) = (rest.last()?, statement_size(rest.len(), repeats));
+            let (now, later) = rest.split_at(size.min(rest.len()));
             rest = later;
             let mut arguments = A::default();
             // Bytes are a guess for the binary protocol of PostgreSQL.
             arguments.reserve(size * self.columns, size * self.columns * 12);
-            for row in now {
+            for row in now.iter().chain(std::iter::repeat_n(last, size - now.len())) {
                 if let Err(error) = bind(&mut arguments, row) {
                     return Some(Err(sqlx::Error::Encode(error).into()));
                 }
@@ -111,6 +123,15 @@ impl Bulk {
             }
             Some(Ok(Run { sql: self.text(size, placeholders), arguments }))
         })
+    }
+}
+
+/// Returns the rows of the next statement for so many, at least one, that are left.
+fn statement_size(left: usize, repeats: Repeats) -> usize {
+    if repeats == Repeats::Allowed && left <= PADDED_UP_TO {
+        left.next_power_of_two()
+    } else {
+        SIZES.into_iter().find(|size| *size <= left).unwrap_or(1)
     }
 }
 
@@ -155,25 +176,38 @@ mod tests {
         assert!(PAIRS.text(8, Placeholders::Numbered).contains("($15, $16) ON"));
     }
 
+    fn values_per_statement(rows: i64, repeats: Repeats) -> Vec<usize> {
+        let rows: Vec<i64> = (0..rows).collect();
+        let bind = |arguments: &mut sqlx::sqlite::SqliteArguments, row: &i64| {
+            arguments.add(*row)?;
+            arguments.add(*row)
+        };
+        let runs = PAIRS.runs(&rows, Placeholders::Plain, repeats, bind);
+        runs.map(|run| run.unwrap().arguments.len()).collect()
+    }
+
     #[test]
     fn rows_are_cut_into_the_largest_sizes_that_fit() {
-        let rows: Vec<i64> = (0..300).collect();
-        let values: Vec<usize> = PAIRS
-            .runs::<_, sqlx::sqlite::SqliteArguments>(&rows, Placeholders::Plain, |arguments, row| {
-                arguments.add(*row)?;
-                arguments.add(*row)
-            })
-            .map(|run| run.unwrap().arguments.len())
-            .collect();
-        assert_eq!(values, [256, 256, 64, 16, 2, 2, 2, 2]);
+        assert_eq!(values_per_statement(300, Repeats::Never), [512, 64, 16, 8]);
+        assert_eq!(values_per_statement(3, Repeats::Never), [4, 2]);
+        assert_eq!(values_per_statement(0, Repeats::Allowed), [0; 0]);
+    }
+
+    #[test]
+    fn few_rows_of_a_look_up_fill_one_statement() {
+        assert_eq!(values_per_statement(3, Repeats::Allowed), [8]);
+        assert_eq!(values_per_statement(13, Repeats::Allowed), [16, 16]);
     }
 
     #[test]
     fn a_row_that_is_too_short_is_refused() {
         let run = PAIRS
-            .runs::<_, sqlx::sqlite::SqliteArguments>(&[1_i64], Placeholders::Plain, |arguments, row| {
-                arguments.add(*row)
-            })
+            .runs::<_, sqlx::sqlite::SqliteArguments>(
+                &[1_i64],
+                Placeholders::Plain,
+                Repeats::Never,
+                |arguments, row| arguments.add(*row),
+            )
             .next();
         assert!(matches!(run, Some(Err(_))));
     }

@@ -15,7 +15,7 @@ use sqlx::error::BoxDynError;
 use sqlx::{Database, FromRow, PgPool, PgTransaction, Postgres, Sqlite, SqlitePool, SqliteTransaction};
 use uuid::Uuid;
 
-use crate::bulk::Bulk;
+use crate::bulk::{Bulk, Repeats};
 use crate::error::Failure;
 
 /// How parameters are written in generated statements.
@@ -61,7 +61,8 @@ pub(crate) const FEED_CHANNEL: &str = "sluice_feed";
 pub(crate) mod postgres {
     statements! {
         BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED";
-        LOCK_COUNTERS = "SELECT counter_id FROM counters WHERE counter_id = ANY($1) \
+        LOCK_TENANT_COUNTERS = "SELECT counter_id FROM counters \
+            WHERE scope = 'tenant' AND scope_id = ANY($1) AND period = ANY($2) \
             ORDER BY counter_id FOR UPDATE";
         LOCK_PERIODS = "SELECT period FROM periods WHERE tenant_id = ANY($1) AND period = ANY($2) \
             ORDER BY tenant_id, period FOR SHARE";
@@ -93,9 +94,14 @@ pub(crate) async fn begin_sqlite(pool: &SqlitePool) -> Result<SqliteTransaction<
 impl Session<'_, Postgres> {
     pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Numbered;
 
-    /// Locks counters in the order of their ids, so that two writers never wait for each other.
-    pub(crate) async fn lock_counters(&mut self, ids: &[Uuid]) -> Result<(), Failure> {
-        sql!(postgres::LOCK_COUNTERS, ids).execute(&mut *self.conn).await?;
+    /// Locks the counters of tenants in months, in the order of their ids, so that two writers never
+    /// wait for each other.
+    pub(crate) async fn lock_tenant_counters(
+        &mut self,
+        tenants: &[Uuid],
+        periods: &[i32],
+    ) -> Result<(), Failure> {
+        sql!(postgres::LOCK_TENANT_COUNTERS, tenants, periods).execute(&mut *self.conn).await?;
         Ok(())
     }
 
@@ -128,7 +134,11 @@ impl Session<'_, Postgres> {
 impl Session<'_, Sqlite> {
     pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Plain;
 
-    pub(crate) async fn lock_counters(&mut self, _ids: &[Uuid]) -> Result<(), Failure> {
+    pub(crate) async fn lock_tenant_counters(
+        &mut self,
+        _tenants: &[Uuid],
+        _periods: &[i32],
+    ) -> Result<(), Failure> {
         Ok(())
     }
 
@@ -162,7 +172,7 @@ on_both! {
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
     ) -> Result<usize, Failure> {
         let mut changed = 0;
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, bind) {
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, Repeats::Never, bind) {
             let run = run?;
             let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
             changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
@@ -175,13 +185,14 @@ on_both! {
         &mut self,
         bulk: &'static Bulk,
         rows: &[R],
+        repeats: Repeats,
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
     ) -> Result<Vec<T>, Failure>
     where
         T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
     {
         let mut found = Vec::new();
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, bind) {
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, bind) {
             let run = run?;
             found.extend(sqlx::query_as_with(run.sql, run.arguments).fetch_all(&mut *self.conn).await?);
         }

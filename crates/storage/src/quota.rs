@@ -103,11 +103,11 @@ on_both! {
         // The counter of the tenant is what posting and this transaction wait for each other on:
         // between a sum of what was used and the counter that begins with it, nothing is posted.
         let tenant = Scope { kind: ScopeKind::Tenant, id: tenant_id.as_uuid() };
-        let mut tenant_counters = Vec::with_capacity(periods.len());
         for period in periods {
-            tenant_counters.push(self.ensure_counter(tenant, tenant_id, period.month, now).await?);
+            self.ensure_counter(tenant, tenant_id, period.month, now).await?;
         }
-        self.lock_counters(&tenant_counters).await?;
+        let months = periods.map(|period| period.month.as_number());
+        self.lock_tenant_counters(&[tenant.id], &months).await?;
         self.put_quota(scope, tenant_id, cap_tokens, now).await?;
         for period in periods {
             let changed = sql!(

@@ -28,7 +28,7 @@ const SQLITE_CHECKPOINT_PAGES: &str = "4000";
 /// Bytes to which the write-ahead log is cut after a checkpoint.
 const SQLITE_WAL_LIMIT: &str = "33554432";
 /// Prepared statements kept per connection: all constants and all sizes of generated ones.
-const STATEMENT_CACHE: usize = 192;
+const STATEMENT_CACHE: usize = 256;
 /// A statement that takes longer is logged.
 const SLOW_STATEMENT: Duration = Duration::from_secs(1);
 

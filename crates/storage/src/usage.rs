@@ -11,6 +11,7 @@ use sluice_domain::usage::TokenUsage;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::bulk::Repeats;
 use crate::error::{Failure, corrupt};
 use crate::ledger::upstream_of_rollup;
 use crate::storage::Storage;
@@ -406,9 +407,9 @@ on_both! {
             rows.into_iter().map(StoredRecord::try_from).collect::<Result<_, _>>()?;
         let ids: Vec<Uuid> = records.iter().map(|record| record.request_id.as_uuid()).collect();
         let attempts: Vec<AttemptRow> =
-            self.fetch_bulk(&ATTEMPTS_OF, &ids, |arguments, id| row!(arguments, *id)).await?;
+            self.fetch_bulk(&ATTEMPTS_OF, &ids, Repeats::Never, |arguments, id| row!(arguments, *id)).await?;
         let details: Vec<DetailRow> =
-            self.fetch_bulk(&DETAILS_OF, &ids, |arguments, id| row!(arguments, *id)).await?;
+            self.fetch_bulk(&DETAILS_OF, &ids, Repeats::Never, |arguments, id| row!(arguments, *id)).await?;
         let places: HashMap<Uuid, usize> = ids.into_iter().zip(0..).collect();
         for row in attempts {
             if let Some(record) = places.get(&row.request_id).and_then(|at| records.get_mut(*at)) {

@@ -130,8 +130,7 @@ fn report(imported: &[Imported], tenant: &Name) -> anyhow::Result<()> {
     let updated = count(|one| matches!(one, Imported::Updated(_)));
     let revoked = count(|one| matches!(one, Imported::Revoked(_)));
     terminal::result(&format!(
-        "{} keys imported into tenant `{tenant}`: {created} created, {updated} updated",
-        created + updated
+        "imported into tenant `{tenant}`: {created} created, {updated} updated"
     ))?;
     if revoked > 0 {
         terminal::warning(&format!(

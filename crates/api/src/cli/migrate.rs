@@ -26,14 +26,18 @@ pub(super) fn run(args: &MigrateArgs, config: &Config) -> anyhow::Result<()> {
         terminal::note("the database is up to date");
         return Ok(());
     }
-    let folder = DataFolder::open_or_create(&config.data_dir)?;
+    // The secrets of a database that instances share are none of this folder's business.
+    let folder = match database_file(config) {
+        Some(_) => Some(DataFolder::open_or_create(&config.data_dir)?),
+        None => None,
+    };
     block_on(async {
         let storage = open(config).await?;
         let state = storage.migration_state().await?;
         let is_new = state.applied.is_empty() && state.unknown.is_empty();
-        if is_new && database_file(config).is_some() {
+        if let Some(folder) = folder.as_ref().filter(|_| is_new) {
             // Before the tables: a database that has them has its secrets.
-            Secrets::load_or_create(&folder, config)?;
+            Secrets::load_or_create(folder, config)?;
         }
         let result = storage.migrate().await;
         storage.close().await;
@@ -45,7 +49,7 @@ pub(super) fn run(args: &MigrateArgs, config: &Config) -> anyhow::Result<()> {
             terminal::note(&format!("migrations applied: {}", versions.join(", ")));
         }
         let has_secrets = config.master_key.is_some() && config.pepper.is_some();
-        if is_new && database_file(config).is_none() && !has_secrets {
+        if is_new && folder.is_none() && !has_secrets {
             terminal::note(
                 "Every instance of this database needs the same two secrets: set SLUICE_MASTER_KEY \
                  and SLUICE_PEPPER (or their _FILE forms) to 32 random bytes each, made with \

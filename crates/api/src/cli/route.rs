@@ -29,7 +29,7 @@ pub(super) enum RouteCommand {
         /// The model that clients ask for; `name*` matches what begins so, `*` matches every model
         #[arg(value_parser = model)]
         model: String,
-        /// Where it is served: UPSTREAM[=MODEL][,tier=N][,weight=N]; the lowest tier is tried
+        /// Where it is served: `UPSTREAM[=MODEL][,tier=N][,weight=N]`; the lowest tier is tried
         /// first, inside a tier the weights share the traffic
         #[arg(long = "to", required = true, value_name = "TARGET")]
         targets: Vec<TargetArg>,

@@ -1,20 +1,21 @@
 //! `sluice upstream`.
 
+pub(super) mod key;
+
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
-use secrecy::SecretString;
 use serde_json::json;
-use sluice_domain::id::{UpstreamId, UpstreamKeyId};
+use sluice_domain::id::UpstreamId;
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream, UpstreamKey};
-use sluice_storage::secret::{SealBinding, Vault};
-use sluice_storage::upstream::{NewUpstream, NewUpstreamKey};
+use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind};
+use sluice_storage::secret::SealBinding;
+use sluice_storage::upstream::NewUpstream;
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 
-use super::admin::{Admin, known, with_database};
-use super::input::{SecretSource, WrongUsage};
+use super::admin::{Admin, with_database};
+use super::input::WrongUsage;
 use super::table::{ListArgs, Table, time};
 use crate::config::Config;
 use crate::data_folder::Secrets;
@@ -50,7 +51,7 @@ pub(super) enum UpstreamCommand {
     },
     /// Keys of upstreams
     #[command(subcommand)]
-    Key(UpstreamKeyCommand),
+    Key(key::UpstreamKeyCommand),
 }
 
 #[derive(Debug, Args)]
@@ -73,27 +74,27 @@ pub(super) struct CreateArgs {
 #[derive(Debug, Args)]
 struct DeadlineArgs {
     /// Milliseconds to an open connection [default: 10000]
-    #[arg(long, value_name = "MS", value_parser = millis)]
-    connect_ms: Option<Duration>,
+    #[arg(long = "connect-ms", value_name = "MS", value_parser = millis)]
+    connect: Option<Duration>,
     /// Milliseconds to the first event of a stream, or to the head of an answer [default: 300000]
-    #[arg(long, value_name = "MS", value_parser = millis)]
-    first_event_ms: Option<Duration>,
+    #[arg(long = "first-event-ms", value_name = "MS", value_parser = millis)]
+    first_event: Option<Duration>,
     /// Milliseconds between two bytes of an answer [default: 180000]
-    #[arg(long, value_name = "MS", value_parser = millis)]
-    idle_ms: Option<Duration>,
+    #[arg(long = "idle-ms", value_name = "MS", value_parser = millis)]
+    idle: Option<Duration>,
     /// Milliseconds to the last byte of an answer [default: 3600000]
-    #[arg(long, value_name = "MS", value_parser = millis)]
-    total_ms: Option<Duration>,
+    #[arg(long = "total-ms", value_name = "MS", value_parser = millis)]
+    total: Option<Duration>,
 }
 
 impl DeadlineArgs {
     fn deadlines(&self) -> Deadlines {
         let usual = Deadlines::default();
         Deadlines {
-            connect: self.connect_ms.unwrap_or(usual.connect),
-            first_event: self.first_event_ms.unwrap_or(usual.first_event),
-            idle: self.idle_ms.unwrap_or(usual.idle),
-            total: self.total_ms.unwrap_or(usual.total),
+            connect: self.connect.unwrap_or(usual.connect),
+            first_event: self.first_event.unwrap_or(usual.first_event),
+            idle: self.idle.unwrap_or(usual.idle),
+            total: self.total.unwrap_or(usual.total),
         }
     }
 }
@@ -108,42 +109,6 @@ fn millis(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("a whole number of milliseconds from 1 to {DAY_MS} is expected"))
 }
 
-#[derive(Debug, Subcommand)]
-pub(super) enum UpstreamKeyCommand {
-    /// Add a key; it is stored encrypted. For example
-    /// `sluice upstream key add openai main --env OPENAI_API_KEY`
-    Add {
-        /// The upstream
-        upstream: Name,
-        /// What people call the key, unique inside the upstream
-        name: Name,
-        #[command(flatten)]
-        source: SecretSource,
-        /// Share of the traffic against the other keys of the upstream
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-        weight: u32,
-    },
-    /// List the keys of an upstream
-    List {
-        /// The upstream
-        upstream: Name,
-        #[command(flatten)]
-        list: ListArgs,
-    },
-    /// Stop using a key
-    Disable(#[command(flatten)] UpstreamKeyArgs),
-    /// Use a key again
-    Enable(#[command(flatten)] UpstreamKeyArgs),
-}
-
-#[derive(Debug, Args)]
-pub(super) struct UpstreamKeyArgs {
-    /// The upstream
-    upstream: Name,
-    /// The key
-    name: Name,
-}
-
 pub(super) fn run(command: UpstreamCommand, config: &Config) -> anyhow::Result<()> {
     with_database(config, async |admin| match command {
         UpstreamCommand::Create(args) => create_and_tell(admin, args).await,
@@ -151,48 +116,8 @@ pub(super) fn run(command: UpstreamCommand, config: &Config) -> anyhow::Result<(
         UpstreamCommand::Disable { name } => set_state(admin, &name, EntityState::Disabled).await,
         UpstreamCommand::Enable { name } => set_state(admin, &name, EntityState::Active).await,
         UpstreamCommand::Test { name } => test(admin, &name).await,
-        UpstreamCommand::Key(UpstreamKeyCommand::Add {
-            upstream,
-            name,
-            source,
-            weight,
-        }) => add_key_and_tell(admin, &upstream, name, &source, weight).await,
-        UpstreamCommand::Key(UpstreamKeyCommand::List { upstream, list }) => {
-            list_keys(admin, &upstream, list).await
-        }
-        UpstreamCommand::Key(UpstreamKeyCommand::Disable(key)) => {
-            set_key_state(admin, &key, EntityState::Disabled).await
-        }
-        UpstreamCommand::Key(UpstreamKeyCommand::Enable(key)) => {
-            set_key_state(admin, &key, EntityState::Active).await
-        }
+        UpstreamCommand::Key(command) => key::run(admin, command).await,
     })
-}
-
-/// Seals a key and adds it to an upstream.
-pub(super) async fn add_key(
-    admin: &Admin<'_>,
-    vault: &Vault,
-    upstream: &Upstream,
-    name: Name,
-    weight: u32,
-    secret: &SecretString,
-) -> anyhow::Result<UpstreamKey> {
-    // The id comes first: the sealed secret is bound to it.
-    let id = UpstreamKeyId::from_uuid(new_uuid());
-    let sealed = vault
-        .seal(secret, &SealBinding::of(upstream, id))
-        .context("the key cannot be sealed")?;
-    let new = NewUpstreamKey {
-        id,
-        upstream_id: upstream.id,
-        name,
-        weight,
-        sealed,
-        now: admin.now,
-    };
-    let made = admin.storage.add_upstream_key(new).await?;
-    made.with_context(|| format!("upstream `{}` was deleted meanwhile", upstream.name))
 }
 
 /// Returns the client that asks an upstream for its models.
@@ -327,84 +252,4 @@ fn said(report: &sluice_upstream_pool::ProbeReport) -> String {
         "works; {count} model{plural}, answered in {} ms",
         report.took.as_millis()
     )
-}
-
-async fn add_key_and_tell(
-    admin: &Admin<'_>,
-    upstream: &Name,
-    name: Name,
-    source: &SecretSource,
-    weight: u32,
-) -> anyhow::Result<()> {
-    let upstream = admin.upstream(upstream).await?;
-    if upstream.kind == ProviderKind::Demo {
-        bail!(
-            "upstream `{}` is the built-in demonstration and takes no key",
-            upstream.name
-        );
-    }
-    let vault = Secrets::load(admin.config)?.vault();
-    let secret = source.read()?;
-    let key = add_key(admin, &vault, &upstream, name, weight, &secret).await?;
-    terminal::note(&format!(
-        "key `{}` of upstream `{}` is stored encrypted: {}",
-        key.name, upstream.name, key.id
-    ));
-    Ok(())
-}
-
-async fn list_keys(admin: &Admin<'_>, upstream: &Name, args: ListArgs) -> anyhow::Result<()> {
-    let upstream = admin.upstream(upstream).await?;
-    let mut table = Table::new(&["name", "state", "weight", "created_at", "id"]);
-    for key in keys_of(admin, &upstream).await? {
-        table.push([
-            json!(key.name.as_str()),
-            json!(key.state.as_str()),
-            json!(key.weight),
-            time(key.created_at),
-            json!(key.id.to_string()),
-        ]);
-    }
-    table.print(
-        args,
-        "no keys yet; add one with `sluice upstream key add UPSTREAM NAME --env VAR`",
-    )
-}
-
-/// Returns every key of an upstream that is not deleted.
-pub(super) async fn keys_of(
-    admin: &Admin<'_>,
-    upstream: &Upstream,
-) -> anyhow::Result<Vec<UpstreamKey>> {
-    let mut keys = admin.storage.list_upstream_keys(upstream.id).await?;
-    keys.retain(|key| key.state != EntityState::Deleted);
-    Ok(keys)
-}
-
-async fn set_key_state(
-    admin: &Admin<'_>,
-    args: &UpstreamKeyArgs,
-    state: EntityState,
-) -> anyhow::Result<()> {
-    let upstream = admin.upstream(&args.upstream).await?;
-    let keys = keys_of(admin, &upstream).await?;
-    let Some(key) = keys.iter().find(|key| key.name == args.name) else {
-        bail!(
-            "upstream `{}` has no key `{}`; {}",
-            upstream.name,
-            args.name,
-            known(
-                keys.iter().map(|key| key.name.to_string()),
-                "add one with `sluice upstream key add UPSTREAM NAME --env VAR`"
-            )
-        );
-    };
-    if !admin.storage.set_upstream_key_state(key.id, state).await? {
-        bail!("key `{}` was deleted meanwhile", key.name);
-    }
-    terminal::note(&format!(
-        "key `{}` of upstream `{}` is {state}",
-        key.name, upstream.name
-    ));
-    Ok(())
 }

@@ -11,7 +11,7 @@ use sluice_domain::time::UnixMillis;
 use sluice_domain::usage::{Basis, Ending, Owed, Stage, TokenUsage, charge};
 use sluice_protocol::output::OutputText;
 use sluice_protocol::{answer, tokens};
-use sluice_upstream_pool::{Attempts, TargetInfo};
+use sluice_upstream_pool::{Attempts, ErrorClass, TargetInfo};
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -96,6 +96,13 @@ impl InFlight {
     /// Notes that the first event, or the whole answer, has come.
     pub(crate) fn answered(&mut self) {
         self.first_event_ms.get_or_insert_with(|| millis_since(self.started));
+    }
+
+    /// Notes that the attempt whose answer had begun failed after all.
+    pub(crate) fn attempt_failed(&mut self, class: ErrorClass) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.error.get_or_insert(class.as_str());
+        }
     }
 
     /// Ends the request: books what is owed, in the background when it must be counted first.

@@ -16,7 +16,7 @@ use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::stream::{
     self as protocol, StreamEnding, StreamFinish, StreamInspector, StreamOptions, StreamStep,
 };
-use sluice_upstream_pool::{AnswerKind, DispatchError, UpstreamAnswer, UpstreamBody};
+use sluice_upstream_pool::{AnswerKind, DispatchError, ErrorClass, UpstreamAnswer, UpstreamBody};
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -132,7 +132,7 @@ impl EventStream {
                     if let Some(in_flight) = &mut self.in_flight {
                         in_flight.attempts = answer.attempts;
                     }
-                    self.fail(Ending::UpstreamFailed, "The provider of this model answered without a stream.")
+                    self.fail(ErrorClass::Protocol, "The provider of this model answered without a stream.")
                 }
                 Poll::Ready(Err(error)) => self.fail_dispatch(*error),
             },
@@ -143,9 +143,8 @@ impl EventStream {
                     Err(_trailers) => Progress::Again,
                 },
                 Poll::Ready(Some(Err(error))) => {
-                    let ending = ending_of(error.class());
                     tracing::debug!(error = crate::error::chain(&error), "a stream broke off");
-                    self.fail(ending, "The stream of the provider broke off.")
+                    self.fail(error.class(), "The stream of the provider broke off.")
                 }
                 Poll::Ready(None) => self.upstream_ended(),
             },
@@ -158,7 +157,7 @@ impl EventStream {
             Ok(step) => step,
             Err(error) => {
                 tracing::debug!(error = crate::error::chain(&error), "a stream cannot be relayed");
-                return self.fail(Ending::UpstreamFailed, "The stream of the provider cannot be relayed.");
+                return self.fail(ErrorClass::Protocol, "The stream of the provider cannot be relayed.");
             }
         };
         if events > 0
@@ -180,7 +179,8 @@ impl EventStream {
             Some(StreamEnding::Failed(error)) => {
                 let code = error.code.as_deref().unwrap_or("upstream_error");
                 let event = protocol::error_event(&error.message, &error.kind, Some(code));
-                self.close(Ending::UpstreamFailed, "upstream_error");
+                self.attempt_failed(ErrorClass::Status);
+                self.close(Ending::UpstreamFailed, Some("upstream_error"));
                 Progress::Send(joined(forward, event))
             }
         }
@@ -190,7 +190,7 @@ impl EventStream {
     fn upstream_ended(&mut self) -> Progress {
         match self.inspector.finish() {
             StreamFinish::Complete => {
-                self.close(Ending::Finished, "");
+                self.close(Ending::Finished, None);
                 Progress::End
             }
             StreamFinish::CompleteWithoutDone => {
@@ -199,7 +199,7 @@ impl EventStream {
                 Progress::Send(Bytes::from_static(protocol::DONE))
             }
             StreamFinish::Truncated => {
-                self.fail(Ending::UpstreamFailed, "The stream of the provider ended before it was complete.")
+                self.fail(ErrorClass::Cut, "The stream of the provider ended before it was complete.")
             }
         }
     }
@@ -211,25 +211,35 @@ impl EventStream {
         let ending = ending_of(error.class);
         let (answer, code) = refusal(error);
         let event = protocol::error_event(&answer.message, &answer.kind, answer.code.as_deref());
-        self.close(ending, code);
+        self.close(ending, Some(code));
         Progress::Send(event)
     }
 
-    /// Ends with an error event, never with a clean end.
-    fn fail(&mut self, ending: Ending, message: &str) -> Progress {
-        let code = match ending {
-            Ending::Deadline => "upstream_timeout",
-            Ending::Shutdown => "server_shutting_down",
-            _ => "upstream_error",
+    /// The upstream failed: ends with an error event, never with a clean end.
+    fn fail(&mut self, class: ErrorClass, message: &str) -> Progress {
+        self.attempt_failed(class);
+        let (ending, code) = match ending_of(class) {
+            Ending::Deadline => (Ending::Deadline, "upstream_timeout"),
+            other => (other, "upstream_error"),
         };
-        self.close(ending, code);
+        self.end_with_error(ending, code, message)
+    }
+
+    fn end_with_error(&mut self, ending: Ending, code: &'static str, message: &str) -> Progress {
+        self.close(ending, Some(code));
         Progress::Send(protocol::error_event(message, "server_error", Some(code)))
     }
 
+    fn attempt_failed(&mut self, class: ErrorClass) {
+        if let Some(in_flight) = &mut self.in_flight {
+            in_flight.attempt_failed(class);
+        }
+    }
+
     /// Closes the upstream, then books.
-    fn close(&mut self, ending: Ending, code: &'static str) {
+    fn close(&mut self, ending: Ending, code: Option<&'static str>) {
         self.source = Source::Over;
-        self.book(ending, (ending != Ending::Finished).then_some(code));
+        self.book(ending, code);
     }
 
     /// Books the end with what was read of the stream.
@@ -262,7 +272,8 @@ impl HttpBody for EventStream {
             }
         }
         if self.ending.as_mut().poll(cx).is_ready()
-            && let Progress::Send(event) = self.fail(Ending::Shutdown, "The relay is stopping.")
+            && let Progress::Send(event) =
+                self.end_with_error(Ending::Shutdown, "server_shutting_down", "The relay is stopping.")
         {
             return Poll::Ready(Some(Ok(Frame::data(event))));
         }

@@ -14,7 +14,7 @@ use http::{HeaderValue, StatusCode};
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
-use sluice_upstream_pool::{UpstreamAnswer, UpstreamBodyError};
+use sluice_upstream_pool::{ErrorClass, UpstreamAnswer, UpstreamBodyError};
 use tokio_util::task::TaskTracker;
 
 use crate::error::{ApiError, Code, Retry};
@@ -62,6 +62,7 @@ pub(super) async fn finish(
     let body = match answer.body.collect(max_bytes).await {
         Ok(body) => answer::trim(body),
         Err(error) => {
+            in_flight.attempt_failed(error.class());
             let (ending, answer) = broken(error);
             in_flight.end(ending, status_for(is_detached, answer.status), Some("upstream_error"));
             return Err(answer);
@@ -75,6 +76,7 @@ pub(super) async fn finish(
             None => "The provider of this model answered with something that is not JSON.".to_owned(),
         };
         let answer = ApiError::new(Code::UpstreamError, message);
+        in_flight.attempt_failed(ErrorClass::Protocol);
         in_flight.end(Ending::UpstreamFailed, status_for(is_detached, answer.status), Some("upstream_error"));
         return Err(answer);
     }

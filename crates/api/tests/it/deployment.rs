@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_domain::time::UnixMillis;
+use sluice_domain::time::{LocalDay, Month, UnixMillis};
 use sluice_storage::usage::StoredRecord;
 use sluice_storage::{Storage, StorageOptions};
 use sluice_testkit::{FakeUpstream, FinishedProcess, Program, Request, Response, RunningProcess, call};
@@ -167,10 +167,27 @@ impl Deployment {
         let options = StorageOptions { url: self.database_url.clone(), max_connections: 2 };
         let storage = Storage::open(&options).await.unwrap();
         let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
-        let records =
+        let mut records =
             storage.list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), 1_000).await.unwrap();
+        records.sort_by_key(|record| record.request_id);
         storage.close().await;
         records
+    }
+
+    /// Returns requests and tokens by the daily and by the monthly rollups.
+    pub(crate) async fn rollups(&self) -> ((i64, i64), (i64, i64)) {
+        let options = StorageOptions { url: self.database_url.clone(), max_connections: 2 };
+        let storage = Storage::open(&options).await.unwrap();
+        let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
+        let (first, last) = (LocalDay(19_700_101), LocalDay(99_981_231));
+        let daily = storage.usage_by_day(tenant.id, first, last).await.unwrap();
+        let (first, last) = (Month::from_number(197_001).unwrap(), Month::from_number(999_801).unwrap());
+        let monthly = storage.usage_by_month(tenant.id, first, last).await.unwrap();
+        storage.close().await;
+        (
+            (daily.iter().map(|(_, s)| s.requests).sum(), daily.iter().map(|(_, s)| s.quota_tokens).sum()),
+            (monthly.iter().map(|(_, s)| s.requests).sum(), monthly.iter().map(|(_, s)| s.quota_tokens).sum()),
+        )
     }
 
     /// Waits until there are `count` usage records; fails when there are more.

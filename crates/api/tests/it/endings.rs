@@ -23,8 +23,8 @@ async fn leave_after(relay: &Relay, events: usize) {
 }
 
 fn assert_record(record: &StoredRecord, ending: Ending, basis: Basis, input: i64, output: i64) {
-    let seen = (record.ending, record.basis, record.usage.input, record.usage.output);
-    assert_eq!(seen, (ending, basis, input, output), "{record:?}");
+    let seen = (&*record.ending, &*record.basis, record.usage.input, record.usage.output);
+    assert_eq!(seen, (ending.as_str(), basis.as_str(), input, output), "{record:?}");
     let owes_nothing = record.usage.total() == 0;
     assert_eq!(record.quota_tokens, if owes_nothing { 0 } else { input + output }, "{record:?}");
 }
@@ -54,7 +54,7 @@ on_both_databases! {
         let record = relay.deployment.only_record().await;
         let served = relay.upstream().only_served();
         assert_record(&record, Ending::Finished, Basis::Reported, served.input_tokens, served.output_tokens);
-        assert!(record.streamed);
+        assert!(record.streams);
         assert!(record.first_event_ms.is_some());
     }
 
@@ -184,8 +184,8 @@ on_both_databases! {
                 count += 1;
                 let records = relay.deployment.wait_for_records(count).await;
                 let record = &records[count - 1];
-                assert_eq!(record.ending, Ending::UpstreamFailed, "{script:?}");
-                assert_eq!((record.quota_tokens, record.status), (0, i64::from(status)), "{script:?}");
+                assert_eq!(record.ending, Ending::UpstreamFailed.as_str(), "{script:?}");
+                assert_eq!((record.quota_tokens, record.status), (0, i32::from(status)), "{script:?}");
                 assert_eq!(record.attempts.len(), 1, "{script:?}");
                 assert!(record.attempts[0].error.is_some(), "{script:?}");
             }
@@ -201,25 +201,7 @@ on_both_databases! {
         let records = relay.deployment.wait_for_records(20).await;
         assert!(relay.stop());
         let expected: i64 = records.iter().map(|r| r.quota_tokens).sum();
-        let (daily, monthly) = rollups(&relay.deployment).await;
+        let (daily, monthly) = relay.deployment.rollups().await;
         assert_eq!((daily, monthly), ((20, expected), (20, expected)));
     }
-}
-
-/// Requests and tokens of the daily and the monthly rollups.
-async fn rollups(deployment: &Deployment) -> ((i64, i64), (i64, i64)) {
-    let options = sluice_storage::StorageOptions { url: deployment.database_url.clone(), max_connections: 2 };
-    let storage = sluice_storage::Storage::open(&options).await.unwrap();
-    let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
-    let records = deployment.records().await;
-    let day = records[0].local_day;
-    let month = records[0].period;
-    let daily = storage.usage_by_day(tenant.id, day, day).await.unwrap();
-    let monthly = storage.usage_by_month(tenant.id, month, month).await.unwrap();
-    let sums = (
-        (daily.iter().map(|r| r.sums.requests).sum(), daily.iter().map(|r| r.sums.quota_tokens).sum()),
-        (monthly.iter().map(|r| r.sums.requests).sum(), monthly.iter().map(|r| r.sums.quota_tokens).sum()),
-    );
-    storage.close().await;
-    sums
 }

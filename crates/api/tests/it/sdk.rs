@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice_testkit::{Program, Script};
 
-use crate::deployment::{Deployment, MODEL, Relay, on_both_databases};
+use crate::deployment::{MODEL, Relay, on_both_databases};
 
 const SDK_PATIENCE: Duration = Duration::from_mins(1);
 

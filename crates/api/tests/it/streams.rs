@@ -188,7 +188,7 @@ async fn open_streams_end_when_the_relay_stops() {
     assert_eq!(last["error"]["code"], "server_shutting_down");
     assert!(relay.process.wait_exit(PATIENCE).success());
     let record = relay.deployment.only_record().await;
-    assert_eq!(record.ending, sluice_domain::usage::Ending::Shutdown);
+    assert_eq!(record.ending, "shutdown");
     assert!(record.quota_tokens > 0, "what was relayed is charged");
 }
 
@@ -204,5 +204,5 @@ async fn open_streams_finish_when_the_relay_stops_in_time() {
     assert!(error.is_none(), "{error:?}");
     assert!(events.last().unwrap().is_done());
     assert!(relay.process.wait_exit(PATIENCE).success());
-    assert_eq!(relay.deployment.only_record().await.ending, sluice_domain::usage::Ending::Finished);
+    assert_eq!(relay.deployment.only_record().await.ending, "finished");
 }

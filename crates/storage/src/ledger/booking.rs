@@ -6,9 +6,9 @@ use sluice_domain::id::{InstanceId, TenantId};
 use sluice_domain::ports::Posted;
 use sluice_domain::record::{AttemptRecord, Caller, NumberedRecord};
 use sluice_domain::time::{Month, UnixMillis};
-use sqlx::FromRow;
 use uuid::Uuid;
 
+use super::counters::Counters;
 use super::sums::{self, Entry, stage_word};
 use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
 use crate::error::{Failure, corrupt};
@@ -55,21 +55,10 @@ bulks! {
             output_tokens = rollup_monthly.output_tokens + excluded.output_tokens, \
             reasoning_output_tokens = rollup_monthly.reasoning_output_tokens + excluded.reasoning_output_tokens, \
             quota_tokens = rollup_monthly.quota_tokens + excluded.quota_tokens";
-    LOOK_UP_PERIODS = "WITH wanted (tenant_id, period) AS (VALUES ",
-        2,
-        ") SELECT p.tenant_id, p.period, p.state FROM wanted w \
-        JOIN periods p ON p.tenant_id = w.tenant_id AND p.period = w.period";
-}
-
-#[derive(FromRow)]
-struct PeriodRow {
-    tenant_id: Uuid,
-    period: i32,
-    state: String,
 }
 
 /// Statement months by tenant and quota month.
-type StatementPeriods = BTreeMap<(Uuid, i32), i32>;
+type StatementPeriods = BTreeMap<(Uuid, Month), i32>;
 
 on_both! {
     /// Books records that must all be new.
@@ -83,15 +72,15 @@ on_both! {
             return Ok(Posted::default());
         }
         let charges = sums::charges(records.iter().map(|numbered| &numbered.record));
-        let mut booked = self.counters_of(&charges, now).await?;
-        let statement_periods = self.statement_periods(records).await?;
+        let mut counters = self.counters_of(&charges, now).await?;
+        let statement_periods = self.statement_periods(&counters).await?;
         let entries: Vec<Entry<'_>> = records
             .iter()
             .map(|numbered| {
                 let open = &numbered.record.open;
-                let period = open.period.as_number();
-                let tenant = open.payer.tenant_id.as_uuid();
-                let statement = statement_periods.get(&(tenant, period)).copied().unwrap_or(period);
+                let quota_month = (open.payer.tenant_id.as_uuid(), open.period);
+                let statement = statement_periods.get(&quota_month).copied();
+                let statement = statement.unwrap_or_else(|| open.period.as_number());
                 Entry::new(numbered.post_no, &numbered.record, statement)
             })
             .collect();
@@ -100,9 +89,9 @@ on_both! {
         }
         self.insert_attempts(&entries).await?;
         self.insert_details(&entries).await?;
-        let counters = self.add_charges(&mut booked).await?;
+        let balances = self.add_charges(&mut counters.booked).await?;
         self.add_to_rollups(&entries).await?;
-        Ok(Posted { inserted: entries.len(), counters })
+        Ok(Posted { inserted: entries.len(), counters: balances })
     }
 
     async fn insert_records(
@@ -242,37 +231,18 @@ on_both! {
         Ok(())
     }
 
-    /// Decides the statement month of each quota month: itself while it is open, else the oldest
-    /// open one of the tenant.
-    async fn statement_periods(
-        &mut self,
-        records: &[&NumberedRecord],
-    ) -> Result<StatementPeriods, Failure> {
+    /// Decides the statement month of quota months that are not their own: the oldest open one of
+    /// the tenant, for those that are closed. Months that are not in the calendar are written.
+    async fn statement_periods(&mut self, counters: &Counters) -> Result<StatementPeriods, Failure> {
         let mut decided = StatementPeriods::new();
-        for numbered in records {
-            let open = &numbered.record.open;
-            let period = open.period.as_number();
-            decided.insert((open.payer.tenant_id.as_uuid(), period), period);
-        }
-        let wanted: Vec<(Uuid, i32)> = decided.keys().copied().collect();
-        let (tenants, periods): (Vec<Uuid>, Vec<i32>) = wanted.iter().copied().unzip();
-        // Closing a month waits for the posts that go into it.
-        self.lock_periods(&tenants, &periods).await?;
-        let found: Vec<PeriodRow> = self
-            .fetch_bulk(&LOOK_UP_PERIODS, &wanted, |arguments, (tenant, period)| {
-                row!(arguments, *tenant, *period)
-            })
-            .await?;
-        let mut missing = wanted;
-        for row in found {
-            missing.retain(|known| *known != (row.tenant_id, row.period));
-            if row.state != "open" {
-                let open = self.oldest_open_period(row.tenant_id).await?;
-                decided.insert((row.tenant_id, row.period), open);
+        for ((tenant, month), state) in &counters.period_states {
+            match state.as_deref() {
+                Some("open") => {}
+                Some(_closed) => {
+                    decided.insert((*tenant, *month), self.oldest_open_period(*tenant).await?);
+                }
+                None => self.make_period(*tenant, month.as_number()).await?,
             }
-        }
-        for (tenant, period) in missing {
-            self.make_period(tenant, period).await?;
         }
         Ok(decided)
     }

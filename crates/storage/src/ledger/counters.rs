@@ -1,6 +1,6 @@
 //! Which counters a charge moves.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, HashSet};
 
 use sluice_domain::quota::{CounterBalance, Scope, ScopeKind};
 use sluice_domain::time::{Month, UnixMillis};
@@ -8,17 +8,20 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::sums::{Charge, Charges};
+use crate::bulk::Repeats;
 use crate::error::{Failure, corrupt};
 
 bulks! {
+    // The state of a month stands beside the counter of its tenant.
     LOOK_UP = "WITH wanted (scope, scope_id, period) AS (VALUES ",
         3,
         ") SELECT w.scope, w.scope_id, w.period, \
             q.cap_tokens AS quota_tokens, q.cap_nano AS quota_nano, \
-            c.counter_id, c.cap_tokens, c.used_tokens \
+            c.counter_id, c.cap_tokens, c.used_tokens, p.state AS period_state \
         FROM wanted w \
         LEFT JOIN quotas q ON q.scope = w.scope AND q.scope_id = w.scope_id \
-        LEFT JOIN counters c ON c.scope = w.scope AND c.scope_id = w.scope_id AND c.period = w.period";
+        LEFT JOIN counters c ON c.scope = w.scope AND c.scope_id = w.scope_id AND c.period = w.period \
+        LEFT JOIN periods p ON p.tenant_id = w.scope_id AND p.period = w.period";
     /// The counters exist: only the part after the conflict is ever done.
     ADD_CHARGES = "INSERT INTO counters (counter_id, tenant_id, scope, scope_id, period, used_tokens) VALUES ",
         6,
@@ -36,6 +39,7 @@ struct FoundRow {
     counter_id: Option<Uuid>,
     cap_tokens: Option<i64>,
     used_tokens: Option<i64>,
+    period_state: Option<String>,
 }
 
 #[derive(FromRow)]
@@ -61,59 +65,75 @@ pub(crate) struct Booked {
     pub(crate) charge: Charge,
 }
 
+type Missing = BTreeMap<(Scope, Month), Charge>;
+
+/// Sorts what was looked up into counters that are there and those that must be made.
+fn sort_found(rows: Vec<FoundRow>, charges: &Charges) -> Result<(Counters, Missing), Failure> {
+    let (mut counters, mut missing) = (Counters::default(), Missing::new());
+    for row in rows {
+        let (scope, month) = scope_and_month(&row.scope, row.scope_id, row.period)?;
+        let Some(charge) = charges.get(&(scope, month)).copied() else { continue };
+        let is_tenant = scope.kind == ScopeKind::Tenant;
+        if is_tenant {
+            counters.period_states.insert((scope.id, month), row.period_state);
+        }
+        if let Some(counter_id) = row.counter_id {
+            counters.booked.push(Booked { counter_id, scope, month, charge });
+        } else if is_tenant || row.quota_tokens.is_some() || row.quota_nano.is_some() {
+            missing.insert((scope, month), charge);
+        }
+    }
+    Ok((counters, missing))
+}
+
+/// The counters of charges, and the months they fall into.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) booked: Vec<Booked>,
+    /// By tenant and month; `None` when the month is not in the calendar.
+    pub(crate) period_states: BTreeMap<(Uuid, Month), Option<String>>,
+}
+
 on_both! {
     /// Returns the counters of charges, made where missing: those of tenants always, those of users
     /// and keys when they have a cap or once had one in this month.
     ///
-    /// The counters of the tenants are locked first; whoever gives a user or key a cap waits there.
+    /// Locks the counters of the tenants before it looks: whoever gives a user or key a cap waits
+    /// there. Locks the months too: closing one waits for the posts that go into it.
     pub(crate) async fn counters_of(
         &mut self,
         charges: &Charges,
         now: UnixMillis,
-    ) -> Result<Vec<Booked>, Failure> {
-        let is_tenant = |key: &&(Scope, Month)| key.0.kind == ScopeKind::Tenant;
-        let tenants: Vec<_> = charges.keys().filter(is_tenant).copied().collect();
-        let mut booked = self.find_or_make(&tenants, charges, now).await?;
-        let ids: Vec<Uuid> = booked.iter().map(|b| b.counter_id).collect();
-        self.lock_counters(&ids).await?;
-        let others: Vec<_> = charges.keys().filter(|key| !is_tenant(key)).copied().collect();
-        booked.extend(self.find_or_make(&others, charges, now).await?);
-        Ok(booked)
-    }
-
-    async fn find_or_make(
-        &mut self,
-        wanted: &[(Scope, Month)],
-        charges: &Charges,
-        now: UnixMillis,
-    ) -> Result<Vec<Booked>, Failure> {
-        let mut booked = Vec::with_capacity(wanted.len());
-        let mut missing = BTreeSet::new();
-        for row in self.look_up(wanted).await? {
-            let (scope, month) = scope_and_month(&row.scope, row.scope_id, row.period)?;
-            let Some(charge) = charges.get(&(scope, month)).copied() else { continue };
-            if let Some(counter_id) = row.counter_id {
-                booked.push(Booked { counter_id, scope, month, charge });
-            } else if scope.kind == ScopeKind::Tenant
-                || row.quota_tokens.is_some()
-                || row.quota_nano.is_some()
-            {
-                missing.insert((scope, month));
+    ) -> Result<Counters, Failure> {
+        let of_tenants: Vec<(Scope, Month)> =
+            charges.keys().filter(|(scope, _)| scope.kind == ScopeKind::Tenant).copied().collect();
+        let tenants: Vec<Uuid> = of_tenants.iter().map(|(scope, _)| scope.id).collect();
+        let months: Vec<i32> = of_tenants.iter().map(|(_, month)| month.as_number()).collect();
+        let wanted: Vec<(Scope, Month)> = charges.keys().copied().collect();
+        // Once for a month that has counters, twice for a new one: what is not there cannot be
+        // locked, and what was looked up without the lock may have changed.
+        loop {
+            self.lock_tenant_counters(&tenants, &months).await?;
+            self.lock_periods(&tenants, &months).await?;
+            let (counters, missing) = sort_found(self.look_up(&wanted).await?, charges)?;
+            if missing.is_empty() {
+                return Ok(counters);
+            }
+            for ((scope, month), charge) in missing {
+                self.ensure_counter(scope, charge.tenant_id, month, now).await?;
             }
         }
-        for (scope, month) in missing {
-            let Some(charge) = charges.get(&(scope, month)).copied() else { continue };
-            let counter_id = self.ensure_counter(scope, charge.tenant_id, month, now).await?;
-            booked.push(Booked { counter_id, scope, month, charge });
-        }
-        Ok(booked)
     }
 
     async fn look_up(&mut self, wanted: &[(Scope, Month)]) -> Result<Vec<FoundRow>, Failure> {
-        self.fetch_bulk(&LOOK_UP, wanted, |arguments, (scope, month)| {
-            row!(arguments, scope.kind.as_str(), scope.id, month.as_number())
-        })
-        .await
+        let mut found: Vec<FoundRow> = self
+            .fetch_bulk(&LOOK_UP, wanted, Repeats::Allowed, |arguments, (scope, month)| {
+                row!(arguments, scope.kind.as_str(), scope.id, month.as_number())
+            })
+            .await?;
+        let mut seen = HashSet::with_capacity(found.len());
+        found.retain(|row| seen.insert((row.scope.len(), row.scope_id, row.period)));
+        Ok(found)
     }
 
     /// Adds charges to their counters; returns the new balances.
@@ -123,7 +143,7 @@ on_both! {
     ) -> Result<Vec<CounterBalance>, Failure> {
         booked.sort_by_key(|b| b.counter_id);
         let rows: Vec<BalanceRow> = self
-            .fetch_bulk(&ADD_CHARGES, booked, |arguments, b| {
+            .fetch_bulk(&ADD_CHARGES, booked, Repeats::Never, |arguments, b| {
                 row!(
                     arguments,
                     b.counter_id,

@@ -16,6 +16,7 @@ use super::{
     ADD_USED, COUNT_ROWS, FIND_GUARD, INSERT_EXPOSURE, INSERT_QUARANTINE, LIST_POSTED,
     LIST_QUARANTINED, PASS_GUARD,
 };
+use crate::bulk::Repeats;
 use crate::error::{Failure, internal};
 use crate::quota::new_row_id;
 use crate::text::cleaned;
@@ -197,7 +198,7 @@ on_both! {
         numbers: &Numbers,
     ) -> Result<Known, Failure> {
         let origins: Vec<OriginRow> = self
-            .fetch_bulk(&FIND_ORIGINS, records, |arguments, numbered| {
+            .fetch_bulk(&FIND_ORIGINS, records, Repeats::Allowed, |arguments, numbered| {
                 row!(arguments, numbered.record.open.request_id.as_uuid())
             })
             .await?;
@@ -242,7 +243,7 @@ on_both! {
         .await?;
         let scopes = record.open.payer.scopes();
         let charges = sums::charges(std::iter::once(record));
-        for booked in self.counters_of(&charges, now).await? {
+        for booked in self.counters_of(&charges, now).await?.booked {
             let used = self
                 .load_counters(&[booked.scope], booked.month)
                 .await?

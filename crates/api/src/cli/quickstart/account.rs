@@ -39,18 +39,17 @@ pub(super) async fn prepare(admin: &Admin<'_>, secrets: &Secrets) -> anyhow::Res
     if has_keys || !is_ours {
         return kept(admin, &tenants).await;
     }
-    let tenant = match tenants.into_iter().next() {
-        Some(tenant) => tenant,
-        None => {
-            let new = NewTenant {
-                id: TenantId::from_uuid(new_uuid()),
-                name: tenant_name,
-                time_zone: "UTC".parse::<TimeZone>()?,
-                quota_tokens: None,
-                now: admin.now,
-            };
-            admin.storage.create_tenant(new).await?
-        }
+    let tenant = if let Some(tenant) = tenants.into_iter().next() {
+        tenant
+    } else {
+        let new = NewTenant {
+            id: TenantId::from_uuid(new_uuid()),
+            name: tenant_name,
+            time_zone: "UTC".parse::<TimeZone>()?,
+            quota_tokens: None,
+            now: admin.now,
+        };
+        admin.storage.create_tenant(new).await?
     };
     let user = ensure_user(admin, &tenant, user_name).await?;
     let (secret, _key) = issue(admin, secrets, &user, KEY.parse()?, KeyOptions::default()).await?;

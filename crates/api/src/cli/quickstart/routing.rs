@@ -225,10 +225,10 @@ async fn replace_key(
     upstream: &Upstream,
     secret: &SecretString,
 ) -> anyhow::Result<Option<String>> {
-    let keys = upstream::keys_of(admin, upstream).await?;
+    let keys = upstream::key::keys_of(admin, upstream).await?;
     let taken: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
     let name = numbered(KEY, &taken)?;
-    let added = upstream::add_key(admin, vault, upstream, name, 1, secret).await?;
+    let added = upstream::key::add(admin, vault, upstream, name, 1, secret).await?;
     let mut replaced = Vec::new();
     for key in &keys {
         if key.state == EntityState::Active && key.name.as_str().starts_with(KEY) {
