@@ -64,11 +64,16 @@ impl App {
 ///
 /// # Errors
 /// [`StoreError`] when they cannot be read.
-pub(crate) async fn load_routing(storage: &Storage, vault: &Vault) -> Result<RoutingTable, StoreError> {
+pub(crate) async fn load_routing(
+    storage: &Storage,
+    vault: &Vault,
+) -> Result<RoutingTable, StoreError> {
     let stored = storage.load_routing().await?;
     let mut keys = Vec::with_capacity(stored.keys.len());
     for (key, sealed) in stored.keys {
-        let Some(upstream) = stored.upstreams.iter().find(|u| u.id == key.upstream_id) else { continue };
+        let Some(upstream) = stored.upstreams.iter().find(|u| u.id == key.upstream_id) else {
+            continue;
+        };
         match vault.open(&sealed, &SealBinding::of(upstream, key.id)) {
             Ok(secret) => keys.push((key, secret)),
             Err(error) => tracing::error!(
@@ -79,8 +84,11 @@ pub(crate) async fn load_routing(storage: &Storage, vault: &Vault) -> Result<Rou
             ),
         }
     }
-    let (table, problems) =
-        RoutingTable::build(RoutingInput { upstreams: stored.upstreams, keys, routes: stored.routes });
+    let (table, problems) = RoutingTable::build(RoutingInput {
+        upstreams: stored.upstreams,
+        keys,
+        routes: stored.routes,
+    });
     for problem in problems {
         tracing::warn!(problem = %problem, "a part of the routing is not used");
     }

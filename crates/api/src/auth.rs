@@ -4,4 +4,4 @@ pub(crate) mod credential;
 
 pub(crate) mod grants;
 
-pub(crate) use grants::Grants;
+pub(crate) use grants::{Grant, Grants};

@@ -10,6 +10,9 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use sluice_domain::id::RequestId;
+
+use crate::body::AnswerBody;
 
 /// Tells an SDK whether to repeat the call; it wins over the status.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -156,18 +159,24 @@ impl ApiError {
         self
     }
 
-    /// Logs it once, where it is answered, with the level of its status class.
-    fn log(&self) {
+    /// Logs it, once, where it is answered, with the level of its status class.
+    #[must_use]
+    pub(crate) fn logged(self, request_id: RequestId) -> Self {
         let code = self.code.as_deref().unwrap_or("");
-        let cause = self.cause.as_deref().map(|cause| chain(cause)).unwrap_or_default();
+        let cause = self
+            .cause
+            .as_deref()
+            .map(|cause| chain(cause))
+            .unwrap_or_default();
         let status = self.status.as_u16();
         if self.status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!(status, code, cause, "answered with an error");
+            tracing::error!(request.id = %request_id, status, code, cause, "answered with an error");
         } else if self.status.is_server_error() {
-            tracing::warn!(status, code, cause, "answered with an error");
+            tracing::warn!(request.id = %request_id, status, code, cause, "answered with an error");
         } else {
-            tracing::debug!(status, code, cause, "answered with an error");
+            tracing::debug!(request.id = %request_id, status, code, cause, "answered with an error");
         }
+        self
     }
 
     fn body(&self) -> Vec<u8> {
@@ -196,8 +205,14 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        self.log();
-        let mut response = Response::new(Body::from(self.body()));
+        self.into_answer().map(Body::new)
+    }
+}
+
+impl ApiError {
+    /// Builds the answer.
+    pub(crate) fn into_answer(self) -> http::Response<AnswerBody> {
+        let mut response = http::Response::new(AnswerBody::Whole(self.body().into()));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -263,7 +278,10 @@ mod tests {
         let page = include_str!("../../../docs/errors.md");
         for code in Code::ALL {
             let row = format!("| `{}` | {} |", code.as_str(), code.status().as_u16());
-            assert!(page.contains(&row), "docs/errors.md has no row that begins with: {row}");
+            assert!(
+                page.contains(&row),
+                "docs/errors.md has no row that begins with: {row}"
+            );
         }
     }
 }

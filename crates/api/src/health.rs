@@ -32,9 +32,17 @@ pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
     if worker.app.is_ready() {
         json(StatusCode::OK, &Status { status: "ready" })
     } else if worker.app.draining.is_cancelled() {
-        json(StatusCode::SERVICE_UNAVAILABLE, &Status { status: "draining" })
+        json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &Status { status: "draining" },
+        )
     } else {
-        json(StatusCode::SERVICE_UNAVAILABLE, &Status { status: "database_unavailable" })
+        json(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &Status {
+                status: "database_unavailable",
+            },
+        )
     }
 }
 
@@ -42,17 +50,30 @@ pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
 /// tenants, keys or upstreams.
 pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
     let app = &worker.app;
-    let is_up = app.is_database_up.load(std::sync::atomic::Ordering::Relaxed);
+    let is_up = app
+        .is_database_up
+        .load(std::sync::atomic::Ordering::Relaxed);
     let health = Health {
         status: if app.is_ready() { "ok" } else { "degraded" },
         database: if is_up { "up" } else { "down" },
     };
-    json(if app.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &health)
+    json(
+        if app.is_ready() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        },
+        &health,
+    )
 }
 
 /// `GET /metrics`: the text format of Prometheus.
 pub(crate) async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
-    let mut response = worker.app.metrics.render(worker.app.ledger.stats()).into_response();
+    let mut response = worker
+        .app
+        .metrics
+        .render(worker.app.ledger.stats())
+        .into_response();
     response.headers_mut().insert(
         CONTENT_TYPE,
         HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8"),

@@ -43,12 +43,12 @@ fn random_bytes() -> [u8; 10] {
 }
 
 /// Returns a new UUIDv7.
-pub fn new_uuid() -> Uuid {
+pub(crate) fn new_uuid() -> Uuid {
     new_uuid_at(SystemClock.now())
 }
 
 /// Returns a new UUIDv7 of an instant.
-pub fn new_uuid_at(now: UnixMillis) -> Uuid {
+pub(crate) fn new_uuid_at(now: UnixMillis) -> Uuid {
     uuid_v7(u64::try_from(now.0).unwrap_or(0), random_bytes())
 }
 

@@ -33,6 +33,8 @@ mod auth;
 
 mod relay;
 
+mod body;
+
 mod models;
 
 mod health;

@@ -26,7 +26,10 @@ impl Listeners {
         let alone = socket(address, false).map_err(|error| explain(address, &error))?;
         if count <= 1 {
             let socket = std::net::TcpListener::from(alone);
-            return Ok(Self { address: local_address(&socket)?, sockets: vec![socket] });
+            return Ok(Self {
+                address: local_address(&socket)?,
+                sockets: vec![socket],
+            });
         }
         let address = local_address(&std::net::TcpListener::from(alone))?;
         let sockets = (0..count)
@@ -52,7 +55,11 @@ impl IntoIterator for Listeners {
 }
 
 fn socket(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(shares_port)?;
     socket.set_nonblocking(true)?;
@@ -62,17 +69,28 @@ fn socket(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
 }
 
 fn local_address(socket: &std::net::TcpListener) -> anyhow::Result<SocketAddr> {
-    socket.local_addr().context("the bound address cannot be read")
+    socket
+        .local_addr()
+        .context("the bound address cannot be read")
 }
 
 fn explain(address: SocketAddr, error: &io::Error) -> anyhow::Error {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            anyhow!("port {} on {} is in use; choose another with --listen", address.port(), address.ip())
+            anyhow!(
+                "port {} on {} is in use; choose another with --listen",
+                address.port(),
+                address.ip()
+            )
         }
-        io::ErrorKind::AddrNotAvailable => anyhow!("{} is not an address of this machine", address.ip()),
+        io::ErrorKind::AddrNotAvailable => {
+            anyhow!("{} is not an address of this machine", address.ip())
+        }
         io::ErrorKind::PermissionDenied => {
-            anyhow!("this user may not listen on port {}; choose one above 1023", address.port())
+            anyhow!(
+                "this user may not listen on port {}; choose one above 1023",
+                address.port()
+            )
         }
         _ => anyhow!("cannot listen on {address}: {error}"),
     }
@@ -89,7 +107,10 @@ mod tests {
             let error = Listeners::bind(first.address(), count).err().unwrap();
             assert_eq!(
                 error.to_string(),
-                format!("port {} on 127.0.0.1 is in use; choose another with --listen", first.address().port())
+                format!(
+                    "port {} on 127.0.0.1 is in use; choose another with --listen",
+                    first.address().port()
+                )
             );
         }
     }

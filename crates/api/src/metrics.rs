@@ -11,11 +11,13 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Basis, Ending, TokenUsage};
 
 /// Upper bounds of the duration buckets, in seconds: from a refusal to a long stream.
-const DURATION_BUCKETS: [f64; 14] =
-    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0];
+const DURATION_BUCKETS: [f64; 14] = [
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0,
+];
 
 /// The parts of the surface, as a label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, EncodeLabelValue)]
@@ -30,8 +32,24 @@ pub(crate) enum Surface {
 }
 
 impl Surface {
-    const ALL: [Self; 6] =
-        [Self::chat_completions, Self::completions, Self::embeddings, Self::models, Self::ops, Self::other];
+    const ALL: [Self; 6] = [
+        Self::chat_completions,
+        Self::completions,
+        Self::embeddings,
+        Self::models,
+        Self::ops,
+        Self::other,
+    ];
+
+    /// Returns the endpoint that is relayed here.
+    pub(crate) const fn endpoint(self) -> Option<Endpoint> {
+        match self {
+            Self::chat_completions => Some(Endpoint::ChatCompletions),
+            Self::completions => Some(Endpoint::Completions),
+            Self::embeddings => Some(Endpoint::Embeddings),
+            Self::models | Self::ops | Self::other => None,
+        }
+    }
 
     /// Classifies a path; what is not served is `other`.
     pub(crate) fn of_path(path: &str) -> Self {
@@ -114,21 +132,39 @@ impl Metrics {
     pub(crate) fn new() -> Arc<Self> {
         let mut registry = Registry::default();
         let requests = Family::<StatusLabel, Counter>::default();
-        registry.register("http_requests", "Requests that were answered", requests.clone());
+        registry.register(
+            "http_requests",
+            "Requests that were answered",
+            requests.clone(),
+        );
         let errors = Family::<StatusLabel, Counter>::default();
-        registry.register("http_errors", "Requests that were answered with status 400 or above", errors.clone());
-        let durations = Family::<SurfaceLabel, Histogram>::new_with_constructor(|| Histogram::new(DURATION_BUCKETS));
+        registry.register(
+            "http_errors",
+            "Requests that were answered with status 400 or above",
+            errors.clone(),
+        );
+        let durations = Family::<SurfaceLabel, Histogram>::new_with_constructor(|| {
+            Histogram::new(DURATION_BUCKETS)
+        });
         registry.register(
             "http_request_duration_seconds",
             "Seconds from the head of a request to the last byte of its answer",
             durations.clone(),
         );
         let active = Family::<SurfaceLabel, Gauge>::default();
-        registry.register("http_active_requests", "Requests that are being answered", active.clone());
+        registry.register(
+            "http_active_requests",
+            "Requests that are being answered",
+            active.clone(),
+        );
         let tokens = Family::<TokenLabel, Counter>::default();
         registry.register("token_usage", "Tokens in usage records, by class; cached and cache-write are part of input, reasoning is part of output", tokens.clone());
         let endings = Family::<EndingLabel, Counter>::default();
-        registry.register("sluice_records", "Usage records, by how the request ended and how its tokens are known", endings.clone());
+        registry.register(
+            "sluice_records",
+            "Usage records, by how the request ended and how its tokens are known",
+            endings.clone(),
+        );
 
         let surfaces = Surface::ALL
             .iter()
@@ -168,15 +204,51 @@ impl Metrics {
             key_lookups: Counter::default(),
         };
         let registry = &mut metrics.registry;
-        registry.register("sluice_ledger_open_holds", "Requests that are admitted and have not ended", metrics.ledger_open_holds.clone());
-        registry.register("sluice_ledger_waiting_records", "Records that have ended and are not in the database yet", metrics.ledger_waiting.clone());
-        registry.register("sluice_ledger_posted_records", "Records that the database took in", metrics.ledger_posted.clone());
-        registry.register("sluice_ledger_batches", "Transactions that took records in", metrics.ledger_batches.clone());
-        registry.register("sluice_ledger_failures", "Transactions of the ledger that failed", metrics.ledger_failures.clone());
-        registry.register("sluice_ledger_quarantined_records", "Records that the database refused and that were set aside", metrics.ledger_quarantined.clone());
-        registry.register("sluice_connections", "Open client connections", metrics.connections.clone());
-        registry.register("sluice_feed_failures", "Polls of the change feed that failed", metrics.feed_failures.clone());
-        registry.register("sluice_key_lookups", "Look-ups of proxy keys in the database", metrics.key_lookups.clone());
+        registry.register(
+            "sluice_ledger_open_holds",
+            "Requests that are admitted and have not ended",
+            metrics.ledger_open_holds.clone(),
+        );
+        registry.register(
+            "sluice_ledger_waiting_records",
+            "Records that have ended and are not in the database yet",
+            metrics.ledger_waiting.clone(),
+        );
+        registry.register(
+            "sluice_ledger_posted_records",
+            "Records that the database took in",
+            metrics.ledger_posted.clone(),
+        );
+        registry.register(
+            "sluice_ledger_batches",
+            "Transactions that took records in",
+            metrics.ledger_batches.clone(),
+        );
+        registry.register(
+            "sluice_ledger_failures",
+            "Transactions of the ledger that failed",
+            metrics.ledger_failures.clone(),
+        );
+        registry.register(
+            "sluice_ledger_quarantined_records",
+            "Records that the database refused and that were set aside",
+            metrics.ledger_quarantined.clone(),
+        );
+        registry.register(
+            "sluice_connections",
+            "Open client connections",
+            metrics.connections.clone(),
+        );
+        registry.register(
+            "sluice_feed_failures",
+            "Polls of the change feed that failed",
+            metrics.feed_failures.clone(),
+        );
+        registry.register(
+            "sluice_key_lookups",
+            "Look-ups of proxy keys in the database",
+            metrics.key_lookups.clone(),
+        );
         Arc::new(metrics)
     }
 
@@ -192,28 +264,45 @@ impl Metrics {
 
     /// Counts a request whose answer has left, or whose client has.
     pub(crate) fn request_ended(&self, surface: Surface, status: StatusCode, duration: Duration) {
-        let Some(metrics) = self.surface(surface) else { return };
+        let Some(metrics) = self.surface(surface) else {
+            return;
+        };
         metrics.active.dec();
         metrics.duration.observe(duration.as_secs_f64());
-        let label = || StatusLabel { endpoint: surface, status: status.as_u16() };
+        let label = || StatusLabel {
+            endpoint: surface,
+            status: status.as_u16(),
+        };
         let place = usize::from(status.as_u16()).saturating_sub(100);
         if let Some(counter) = metrics.requests.get(place) {
-            counter.get_or_init(|| self.requests.get_or_create_owned(&label())).inc();
+            counter
+                .get_or_init(|| self.requests.get_or_create_owned(&label()))
+                .inc();
         }
         if status.as_u16() >= 400
             && let Some(counter) = metrics.errors.get(place)
         {
-            counter.get_or_init(|| self.errors.get_or_create_owned(&label())).inc();
+            counter
+                .get_or_init(|| self.errors.get_or_create_owned(&label()))
+                .inc();
         }
     }
 
     /// Counts a usage record.
     pub(crate) fn record_ended(&self, ending: Ending, basis: Basis, usage: &TokenUsage) {
         self.endings
-            .get_or_create(&EndingLabel { ending: ending.as_str(), basis: basis.as_str() })
+            .get_or_create(&EndingLabel {
+                ending: ending.as_str(),
+                basis: basis.as_str(),
+            })
             .inc();
-        let amounts =
-            [usage.input, usage.cached_input, usage.cache_write_input, usage.output, usage.reasoning_output];
+        let amounts = [
+            usage.input,
+            usage.cached_input,
+            usage.cache_write_input,
+            usage.output,
+            usage.reasoning_output,
+        ];
         for (counter, amount) in self.tokens.iter().zip(amounts) {
             if amount > 0 {
                 counter.inc_by(amount.unsigned_abs());
@@ -228,8 +317,12 @@ impl Metrics {
         self.ledger_waiting.set(ledger.waiting());
         self.ledger_posted.inner().store(ledger.posted(), Relaxed);
         self.ledger_batches.inner().store(ledger.batches(), Relaxed);
-        self.ledger_failures.inner().store(ledger.failures(), Relaxed);
-        self.ledger_quarantined.inner().store(ledger.quarantined(), Relaxed);
+        self.ledger_failures
+            .inner()
+            .store(ledger.failures(), Relaxed);
+        self.ledger_quarantined
+            .inner()
+            .store(ledger.quarantined(), Relaxed);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(%error, "metrics cannot be written");
@@ -246,8 +339,19 @@ mod tests {
     fn the_five_names_are_there() {
         let metrics = Metrics::new();
         metrics.request_began(Surface::chat_completions);
-        metrics.request_ended(Surface::chat_completions, StatusCode::BAD_GATEWAY, Duration::from_millis(3));
-        metrics.record_ended(Ending::Finished, Basis::Reported, &TokenUsage { input: 3, ..TokenUsage::default() });
+        metrics.request_ended(
+            Surface::chat_completions,
+            StatusCode::BAD_GATEWAY,
+            Duration::from_millis(3),
+        );
+        metrics.record_ended(
+            Ending::Finished,
+            Basis::Reported,
+            &TokenUsage {
+                input: 3,
+                ..TokenUsage::default()
+            },
+        );
         let text = metrics.render(sluice_accounting::Ledger::new(1).stats());
         for line in [
             "http_requests_total{endpoint=\"chat_completions\",status=\"502\"} 1",
@@ -263,7 +367,10 @@ mod tests {
 
     #[test]
     fn paths_are_classified_with_and_without_their_prefix() {
-        assert_eq!(Surface::of_path("/v1/chat/completions"), Surface::chat_completions);
+        assert_eq!(
+            Surface::of_path("/v1/chat/completions"),
+            Surface::chat_completions
+        );
         assert_eq!(Surface::of_path("/embeddings"), Surface::embeddings);
         assert_eq!(Surface::of_path("/v1/models/a/b"), Surface::models);
         assert_eq!(Surface::of_path("/v1/unknown"), Surface::other);

@@ -10,12 +10,10 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use axum::body::Body;
-use axum::extract::State;
-use axum::response::Response;
 use bytes::Bytes;
 use http::header::{HeaderName, USER_AGENT};
-use http::{HeaderMap, Request};
+use http::{HeaderMap, Request, Response};
+use hyper::body::Incoming;
 use ipnet::IpNet;
 use sluice_accounting::{Hold, Refusal, Spent};
 use sluice_domain::quota::ScopeKind;
@@ -27,11 +25,13 @@ use sluice_upstream_pool::{Call, DispatchError, RoutePlan, TargetInfo, UpstreamA
 
 use crate::app::Worker;
 use crate::auth::credential::credential;
+use crate::body::AnswerBody;
 use crate::error::{ApiError, Code, Retry};
 use crate::server::RequestContext;
 
-use self::in_flight::{Chosen, InFlight};
+use self::in_flight::{InFlight, SideNotes};
 use self::read::read_body;
+pub(crate) use self::stream::EventStream;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Most of a `user-agent` that is recorded, in bytes.
@@ -40,37 +40,22 @@ const MAX_USER_AGENT: usize = 200;
 const OVERLOAD_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 const RESTART_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// `POST /v1/chat/completions`.
-pub(crate) async fn chat_completions(
-    State(worker): State<Arc<Worker>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    relay(worker, Endpoint::ChatCompletions, request).await
-}
-
-/// `POST /v1/completions`.
-pub(crate) async fn completions(
-    State(worker): State<Arc<Worker>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    relay(worker, Endpoint::Completions, request).await
-}
-
-/// `POST /v1/embeddings`.
-pub(crate) async fn embeddings(
-    State(worker): State<Arc<Worker>>,
-    request: Request<Body>,
-) -> Result<Response, ApiError> {
-    relay(worker, Endpoint::Embeddings, request).await
-}
-
-async fn relay(worker: Arc<Worker>, endpoint: Endpoint, request: Request<Body>) -> Result<Response, ApiError> {
+/// Relays one request.
+///
+/// # Errors
+/// What the client is answered instead.
+pub(crate) async fn relay(
+    worker: Arc<Worker>,
+    endpoint: Endpoint,
+    context: RequestContext,
+    request: Request<Incoming>,
+) -> Result<Response<AnswerBody>, ApiError> {
     let app = Arc::clone(&worker.app);
     let (head, body) = request.into_parts();
-    let Some(context) = head.extensions.get::<RequestContext>().copied() else {
-        return Err(ApiError::new(Code::InternalError, "The relay failed by a defect of its own."));
-    };
-    let grant = app.grants.find(credential(&head.headers), app.now()).await?;
+    let grant = app
+        .grants
+        .find(credential(&head.headers), app.now())
+        .await?;
     let body = read_body(&head.headers, body, &app.config.server).await?;
     let now = app.now();
 
@@ -79,11 +64,19 @@ async fn relay(worker: Arc<Worker>, endpoint: Endpoint, request: Request<Body>) 
         return Err(model_not_found(&outline.model));
     }
     let payer = grant.payer();
-    let Some(plan) = app.routing.load().find_route(payer.tenant_id, &outline.model) else {
+    let Some(plan) = app
+        .routing
+        .load()
+        .find_route(payer.tenant_id, &outline.model)
+    else {
         return Err(model_not_found(&outline.model));
     };
     let model: Arc<str> = Arc::from(&*outline.model);
-    let outline = Outline { model: Cow::Owned(outline.model.into_owned()), ..outline };
+    // The name lives on in `model`; what is left of the outline are places in the body.
+    let outline = Outline {
+        model: Cow::Borrowed(""),
+        ..outline
+    };
     let streams = outline.streams && endpoint.can_stream();
 
     let account = app.grants.account(&grant, now).await?;
@@ -97,16 +90,37 @@ async fn relay(worker: Arc<Worker>, endpoint: Endpoint, request: Request<Body>) 
         streams,
         requested_model: Arc::clone(&model),
         caller: Caller {
-            ip: Some(source_ip(context.peer.ip(), &head.headers, &app.config.server.trusted_proxies)),
+            ip: Some(source_ip(
+                context.peer.ip(),
+                &head.headers,
+                &app.config.server.trusted_proxies,
+            )),
             user_agent: user_agent(&head.headers),
         },
     };
-    let hold: Hold = app.ledger.hold(&account, open).map_err(|refusal| not_admitted(refusal, &account))?;
+    let hold: Hold = app
+        .ledger
+        .hold(&account, open)
+        .map_err(|refusal| not_admitted(refusal, &account))?;
 
-    let chosen = Chosen::default();
-    let in_flight = InFlight::new(Arc::clone(&app), hold, context.started, body.clone(), chosen.clone());
-    let call = RelayCall { worker, plan, endpoint, streams, model, outline, body, headers: head.headers, chosen };
-    if streams { stream::relay(call, in_flight).await } else { whole::relay(call, in_flight).await }
+    let side = Arc::<SideNotes>::default();
+    let in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
+    let call = RelayCall {
+        worker,
+        plan,
+        endpoint,
+        streams,
+        model,
+        outline,
+        body,
+        headers: head.headers,
+        side,
+    };
+    if streams {
+        stream::relay(call, in_flight).await
+    } else {
+        whole::relay(call, in_flight).await
+    }
 }
 
 /// One request on its way to the pool, with everything that it needs to run on its own.
@@ -119,13 +133,16 @@ struct RelayCall {
     outline: Outline<'static>,
     body: Bytes,
     headers: HeaderMap,
-    chosen: Chosen,
+    side: Arc<SideNotes>,
 }
 
 impl RelayCall {
     /// Whether the client asked for the usage event of a stream.
     fn wants_usage(&self) -> bool {
-        self.outline.stream_options.as_ref().is_some_and(|options| options.include_usage)
+        self.outline
+            .stream_options
+            .as_ref()
+            .is_some_and(|options| options.include_usage)
     }
 
     fn max_answer_bytes(&self) -> usize {
@@ -135,9 +152,9 @@ impl RelayCall {
     async fn dispatch(&self) -> Result<UpstreamAnswer, Box<DispatchError>> {
         let app = &self.worker.app;
         let render = |target: &TargetInfo<'_>| {
-            self.chosen.note(target, app.now());
+            self.side.attempt_begins(target, app.now());
             let changes = Changes {
-                model: (target.upstream_model != &*self.model).then_some(target.upstream_model),
+                model: (**target.upstream_model != *self.model).then_some(&**target.upstream_model),
                 ask_for_usage: self.streams,
                 // OpenAI pads every event otherwise; other servers may not know the option.
                 no_obfuscation: self.streams && target.kind == ProviderKind::OpenAi,
@@ -227,7 +244,9 @@ fn source_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.rsplit(','));
     for hop in hops {
-        let Ok(ip) = hop.trim().parse::<IpAddr>() else { break };
+        let Ok(ip) = hop.trim().parse::<IpAddr>() else {
+            break;
+        };
         client = ip.to_canonical();
         if !is_trusted(&client) {
             break;
@@ -252,7 +271,10 @@ mod tests {
         for value in forwarded {
             headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
         }
-        let trusted = ["10.0.0.0/8".parse().unwrap(), "127.0.0.1/32".parse().unwrap()];
+        let trusted = [
+            "10.0.0.0/8".parse().unwrap(),
+            "127.0.0.1/32".parse().unwrap(),
+        ];
         source_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
     }
 
@@ -261,8 +283,14 @@ mod tests {
         assert_eq!(ip("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
         assert_eq!(ip("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
         assert_eq!(ip("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(ip("127.0.0.1", &["1.1.1.1, 198.51.100.1, 10.1.1.1"]), "198.51.100.1");
-        assert_eq!(ip("127.0.0.1", &["1.1.1.1", "198.51.100.1"]), "198.51.100.1");
+        assert_eq!(
+            ip("127.0.0.1", &["1.1.1.1, 198.51.100.1, 10.1.1.1"]),
+            "198.51.100.1"
+        );
+        assert_eq!(
+            ip("127.0.0.1", &["1.1.1.1", "198.51.100.1"]),
+            "198.51.100.1"
+        );
         assert_eq!(ip("127.0.0.1", &["garbage"]), "127.0.0.1");
         assert_eq!(ip("127.0.0.1", &[]), "127.0.0.1");
     }

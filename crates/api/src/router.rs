@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{any, get};
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Method, Request};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -14,7 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::app::Worker;
 use crate::config::AllowedOrigins;
 use crate::error::{ApiError, Code, RETRY_AFTER_MS, X_SHOULD_RETRY};
-use crate::{health, models, relay};
+use crate::{health, models};
 
 /// Prefixes of the inference paths: people paste base URLs with and without `/v1`, and some clients
 /// add it to one that has it already.
@@ -30,30 +29,31 @@ pub(crate) fn build(worker: Arc<Worker>) -> Router {
         .route("/metrics", get(health::metrics));
     for prefix in PREFIXES {
         router = router
-            .route(&format!("{prefix}/chat/completions"), post(relay::chat_completions))
-            .route(&format!("{prefix}/completions"), post(relay::completions))
-            .route(&format!("{prefix}/embeddings"), post(relay::embeddings))
+            // Posts to these never come here; the others learn that they must post.
+            .route(
+                &format!("{prefix}/chat/completions"),
+                any(method_not_supported),
+            )
+            .route(&format!("{prefix}/completions"), any(method_not_supported))
+            .route(&format!("{prefix}/embeddings"), any(method_not_supported))
             .route(&format!("{prefix}/models"), get(models::list))
             // An id may hold slashes, raw or encoded.
             .route(&format!("{prefix}/models/{{*id}}"), get(models::find));
     }
-    let cors = cors(&worker.app.config.cors.allowed_origins);
-    let router = router
+    router
         .fallback(unknown_url)
         .method_not_allowed_fallback(method_not_supported)
-        // Bodies are limited where they are read, with an answer in our own envelope.
-        .layer(DefaultBodyLimit::disable())
-        .with_state(worker);
-    match cors {
-        Some(layer) => router.layer(layer),
-        None => router,
-    }
+        .with_state(worker)
 }
 
 async fn unknown_url(request: Request<Body>) -> Response {
     ApiError::new(
         Code::UnknownUrl,
-        format!("Invalid URL ({} {})", request.method(), short(request.uri().path())),
+        format!(
+            "Invalid URL ({} {})",
+            request.method(),
+            short(request.uri().path())
+        ),
     )
     .into_response()
 }
@@ -68,8 +68,14 @@ async fn method_not_supported(request: Request<Body>) -> Response {
         ),
     )
     .into_response();
-    let allowed = if request.method() == Method::POST { "GET, HEAD" } else { "POST" };
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    let allowed = if request.method() == Method::POST {
+        "GET, HEAD"
+    } else {
+        "POST"
+    };
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -78,14 +84,18 @@ fn short(path: &str) -> String {
     path.chars().take(200).collect()
 }
 
+/// Builds the layer for calls from browsers; `None` when the setting is off.
+///
 /// Browsers need the headers by name: `*` does not cover `authorization`.
-fn cors(origins: &AllowedOrigins) -> Option<CorsLayer> {
+pub(crate) fn cors(origins: &AllowedOrigins) -> Option<CorsLayer> {
     let allow_origin = match origins {
         AllowedOrigins::Off => return None,
         AllowedOrigins::Any => AllowOrigin::any(),
-        AllowedOrigins::Listed(origins) => {
-            AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
-        }
+        AllowedOrigins::Listed(origins) => AllowOrigin::list(
+            origins
+                .iter()
+                .filter_map(|origin| HeaderValue::from_str(origin).ok()),
+        ),
     };
     let request_headers = [
         AUTHORIZATION,

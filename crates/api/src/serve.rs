@@ -78,16 +78,29 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
 }
 
 async fn serve(setup: Setup) -> anyhow::Result<()> {
-    let Setup { config, identity, folder, storage_options, hasher, vault, on_ready } = setup;
+    let Setup {
+        config,
+        identity,
+        folder,
+        storage_options,
+        hasher,
+        vault,
+        on_ready,
+    } = setup;
     // From here on a signal to stop is never the end of the process in mid-work.
     let mut signals = Signals::install()?;
-    let listeners = Listeners::bind(config.listen, worker_count(config.server.workers))?;
+    let listeners = Listeners::bind(config.listen, config.server.worker_count())?;
     let address = listeners.address();
 
-    let storage = Storage::open(&storage_options).await.context("the database cannot be opened")?;
+    let storage = Storage::open(&storage_options)
+        .await
+        .context("the database cannot be opened")?;
     refuse_unless_migrated(&storage).await?;
     let clock = SystemClock;
-    storage.ensure_calendar(clock.now()).await.context("the calendar cannot be written")?;
+    storage
+        .ensure_calendar(clock.now())
+        .await
+        .context("the calendar cannot be written")?;
 
     let ledger = Ledger::new(config.ledger.max_waiting);
     let poster = Poster::claim(
@@ -108,9 +121,16 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         other => anyhow::Error::new(other).context("the instance cannot be registered in the database"),
     })?;
 
+    folder.confirm_boot(identity.boot_id)?;
+
     // The position comes before the first read, so that no change falls between them.
-    let feed_position = storage.feed_position().await.context("the change feed cannot be read")?;
-    let routing = load_routing(&storage, &vault).await.context("upstreams and routes cannot be read")?;
+    let feed_position = storage
+        .feed_position()
+        .await
+        .context("the change feed cannot be read")?;
+    let routing = load_routing(&storage, &vault)
+        .await
+        .context("upstreams and routes cannot be read")?;
     let metrics = Metrics::new();
     let grants = Grants::new(
         hasher,
@@ -137,7 +157,11 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 
     let stopped = CancellationToken::new();
     let background = TaskTracker::new();
-    background.spawn(feed::follow(Arc::clone(&app), feed_position, stopped.clone()));
+    background.spawn(feed::follow(
+        Arc::clone(&app),
+        feed_position,
+        stopped.clone(),
+    ));
     background.spawn(keep_calendar(Arc::clone(&app), stopped.clone()));
     background.spawn(watch_database(Arc::clone(&app), stopped.clone()));
     let posting_closed = CancellationToken::new();
@@ -149,7 +173,9 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 
     let ended = drain(&app, threads, &mut signals).await;
     posting_closed.cancel();
-    let lost = writer.await.context("the writer of the ledger ended by a defect")?;
+    let lost = writer
+        .await
+        .context("the writer of the ledger ended by a defect")?;
     stopped.cancel();
     background.close();
     background.wait().await;
@@ -172,7 +198,10 @@ struct Signals {
 impl Signals {
     fn install() -> anyhow::Result<Self> {
         let install = |kind| signal(kind).context("signals cannot be received");
-        Ok(Self { terminate: install(SignalKind::terminate())?, interrupt: install(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+        })
     }
 
     async fn stop(&mut self) {
@@ -210,7 +239,10 @@ async fn drain(
         () = tokio::time::sleep(app.config.server.drain) => {}
     }
     app.ending.cancel();
-    if tokio::time::timeout(ENDING_GRACE, wait_for(&threads)).await.is_err() {
+    if tokio::time::timeout(ENDING_GRACE, wait_for(&threads))
+        .await
+        .is_err()
+    {
         bail!("some connections did not end in time");
     }
     for thread in threads {
@@ -228,7 +260,10 @@ async fn wait_for(threads: &[JoinHandle<anyhow::Result<()>>]) {
     }
 }
 
-fn start_workers(app: &Arc<App>, listeners: Listeners) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+fn start_workers(
+    app: &Arc<App>,
+    listeners: Listeners,
+) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
     let mut threads = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
         let app = Arc::clone(app);
@@ -259,13 +294,11 @@ fn start_workers(app: &Arc<App>, listeners: Listeners) -> anyhow::Result<Vec<Joi
     Ok(threads)
 }
 
-/// Returns the number of threads: as set, or one per core that this process may use.
-fn worker_count(setting: usize) -> usize {
-    if setting > 0 { setting } else { std::thread::available_parallelism().map_or(1, usize::from) }
-}
-
 async fn refuse_unless_migrated(storage: &Storage) -> anyhow::Result<()> {
-    let state = storage.migration_state().await.context("the state of the database cannot be read")?;
+    let state = storage
+        .migration_state()
+        .await
+        .context("the state of the database cannot be read")?;
     if state.is_current() {
         return Ok(());
     }
@@ -288,7 +321,10 @@ async fn keep_calendar(app: Arc<App>, stopped: CancellationToken) {
             _tick = ticks.tick() => {}
         }
         if let Err(error) = app.storage.ensure_calendar(app.now()).await {
-            tracing::warn!(error = chain(&error), "the calendar cannot be written ahead; it is tried again in an hour");
+            tracing::warn!(
+                error = chain(&error),
+                "the calendar cannot be written ahead; it is tried again in an hour"
+            );
         }
     }
 }
@@ -313,10 +349,17 @@ async fn watch_database(app: Arc<App>, stopped: CancellationToken) {
 
 /// Every stream needs two files. What the system does not allow is only logged.
 fn raise_file_limit(max_connections: usize) {
-    let wanted = u64::try_from(max_connections).unwrap_or(u64::MAX).saturating_mul(2).saturating_add(256);
+    let wanted = u64::try_from(max_connections)
+        .unwrap_or(u64::MAX)
+        .saturating_mul(2)
+        .saturating_add(256);
     match rlimit::increase_nofile_limit(wanted) {
         Ok(limit) if limit < wanted => {
-            tracing::warn!(limit, wanted, "the limit of open files is lower than server.max_connections needs");
+            tracing::warn!(
+                limit,
+                wanted,
+                "the limit of open files is lower than server.max_connections needs"
+            );
         }
         Ok(_enough) => {}
         Err(error) => tracing::warn!(%error, "the limit of open files cannot be raised"),

@@ -11,11 +11,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::Router;
 use axum::body::Body;
-use axum::response::IntoResponse;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::HeaderName;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -25,13 +24,16 @@ use sluice_domain::id::RequestId;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tower_service::Service;
+use tower_http::cors::CorsLayer;
+use tower_layer::Layer;
+use tower_service::Service as _;
 
 use crate::app::{App, Worker};
+use crate::body::AnswerBody;
 use crate::error::{ApiError, Code};
 use crate::ids::new_request_id;
 use crate::metrics::{Metrics, Surface};
-use crate::router;
+use crate::{relay, router};
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The Anthropic SDKs read this name only.
@@ -47,16 +49,25 @@ pub(crate) struct RequestContext {
     pub(crate) request_id: RequestId,
     pub(crate) peer: SocketAddr,
     pub(crate) started: Instant,
+    pub(crate) surface: Surface,
 }
 
 /// Accepts connections until the process drains, then waits for those that are open.
 ///
 /// # Errors
 /// When the socket cannot be used.
-pub(crate) async fn accept(worker: Arc<Worker>, listener: std::net::TcpListener) -> anyhow::Result<()> {
-    let listener = TcpListener::from_std(listener).context("the listening socket cannot be used")?;
+pub(crate) async fn accept(
+    worker: Arc<Worker>,
+    listener: std::net::TcpListener,
+) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::from_std(listener).context("the listening socket cannot be used")?;
     let app = Arc::clone(&worker.app);
-    let router = router::build(Arc::clone(&worker));
+    let service = Service {
+        router: router::build(Arc::clone(&worker)),
+        cors: router::cors(&app.config.cors.allowed_origins),
+        worker: Arc::clone(&worker),
+    };
     let connections = TaskTracker::new();
     let max_connections = i64::try_from(app.config.server.max_connections).unwrap_or(i64::MAX);
     loop {
@@ -68,11 +79,11 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: std::net::TcpListener)
         };
         match accepted {
             Ok((stream, peer)) => {
-                let (app, router) = (Arc::clone(&app), router.clone());
+                let service = service.clone();
                 let open = OpenConnection::new(&app.metrics);
                 connections.spawn(async move {
                     let _open = open;
-                    serve_connection(app, router, stream, peer).await;
+                    serve_connection(service, stream, peer).await;
                 });
             }
             Err(error) => {
@@ -93,12 +104,12 @@ pub(crate) async fn accept(worker: Arc<Worker>, listener: std::net::TcpListener)
     Ok(())
 }
 
-async fn serve_connection(app: Arc<App>, router: Router, stream: TcpStream, peer: SocketAddr) {
+async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY cannot be set");
     }
-    let service_app = Arc::clone(&app);
-    let service = service_fn(move |request| answer(Arc::clone(&service_app), router.clone(), peer, request));
+    let app = Arc::clone(&service.worker.app);
+    let service = service_fn(move |request| answer(service.clone(), peer, request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(app.config.server.header_timeout)
@@ -118,37 +129,121 @@ async fn serve_connection(app: Arc<App>, router: Router, stream: TcpStream, peer
 
 /// Answers one request: gives it an id, counts it, and turns a panic into an answer.
 async fn answer(
-    app: Arc<App>,
-    mut router: Router,
+    service: Service,
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> Result<Response<CountedBody>, Infallible> {
     let started = Instant::now();
+    let app = &service.worker.app;
     let request_id = new_request_id(app.now());
     let mut counted = CountedRequest {
-        metrics: Arc::clone(&app.metrics),
         surface: Surface::of_path(request.uri().path()),
+        app: Arc::clone(app),
         started,
         status: None,
     };
-    counted.metrics.request_began(counted.surface);
-    let mut request = request.map(Body::new);
-    request.extensions_mut().insert(RequestContext { request_id, peer, started });
-    let answered = AssertUnwindSafe(Service::call(&mut router, request)).catch_unwind().await;
-    let mut response = match answered {
-        Ok(Ok(response)) => response,
-        Err(_panic) => {
-            tracing::error!(request.id = %request_id, "a request ended by a panic");
-            ApiError::new(Code::InternalError, "The relay failed by a defect of its own. Please report the request id.")
-                .into_response()
-        }
+    app.metrics.request_began(counted.surface);
+    let context = RequestContext {
+        request_id,
+        peer,
+        started,
+        surface: counted.surface,
     };
+    let answered = AssertUnwindSafe(service.answer(context, request))
+        .catch_unwind()
+        .await;
+    let mut response = answered.unwrap_or_else(|_panic| {
+        tracing::error!(request.id = %request_id, "a request ended by a panic");
+        ApiError::new(
+            Code::InternalError,
+            "The relay failed by a defect of its own. Please report the request id.",
+        )
+        .into_answer()
+    });
     if let Ok(id) = HeaderValue::try_from(request_id.to_string()) {
         response.headers_mut().insert(REQUEST_ID, id.clone());
         response.headers_mut().insert(X_REQUEST_ID, id);
     }
     counted.status = Some(response.status());
-    Ok(response.map(|inner| CountedBody { inner, _counted: counted }))
+    Ok(response.map(|inner| CountedBody {
+        inner,
+        _counted: counted,
+    }))
+}
+
+/// What answers the requests of one thread: the relay itself for what it relays, the router for all
+/// else.
+#[derive(Clone)]
+struct Service {
+    worker: Arc<Worker>,
+    router: Router,
+    cors: Option<CorsLayer>,
+}
+
+impl Service {
+    async fn answer(
+        self,
+        context: RequestContext,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        match self.cors.clone() {
+            None => self.dispatch(context, request).await,
+            Some(layer) => {
+                let mut service = layer.layer(WithContext {
+                    service: self,
+                    context,
+                });
+                match service.call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+        }
+    }
+
+    async fn dispatch(
+        mut self,
+        context: RequestContext,
+        request: Request<Incoming>,
+    ) -> Response<AnswerBody> {
+        // What carries the load is not sent through the router, which would box it several times.
+        if let Some(endpoint) = context.surface.endpoint()
+            && request.method() == Method::POST
+        {
+            let request_id = context.request_id;
+            return match relay::relay(self.worker, endpoint, context, request).await {
+                Ok(response) => response,
+                Err(error) => error.logged(request_id).into_answer(),
+            };
+        }
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(context);
+        match self.router.call(request).await {
+            Ok(response) => response.map(AnswerBody::Routed),
+            Err(never) => match never {},
+        }
+    }
+}
+
+/// A [`Service`] in the form that the CORS layer takes.
+struct WithContext {
+    service: Service,
+    context: RequestContext,
+}
+
+impl tower_service::Service<Request<Incoming>> for WithContext {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _cx: &mut TaskContext<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+        let (service, context) = (self.service.clone(), self.context);
+        Box::pin(async move { Ok(service.dispatch(context, request).await) })
+    }
 }
 
 /// Counts an open connection for as long as it lives.
@@ -169,7 +264,7 @@ impl Drop for OpenConnection {
 
 /// Counts a request when its answer has left, or its client has.
 struct CountedRequest {
-    metrics: Arc<Metrics>,
+    app: Arc<App>,
     surface: Surface,
     started: Instant,
     status: Option<StatusCode>,
@@ -181,13 +276,15 @@ impl Drop for CountedRequest {
             .status
             .or_else(|| StatusCode::from_u16(CLIENT_LEFT).ok())
             .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        self.metrics.request_ended(self.surface, status, self.started.elapsed());
+        self.app
+            .metrics
+            .request_ended(self.surface, status, self.started.elapsed());
     }
 }
 
 /// The body of an answer, counted until its end.
 struct CountedBody {
-    inner: Body,
+    inner: AnswerBody,
     _counted: CountedRequest,
 }
 

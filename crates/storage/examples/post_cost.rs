@@ -39,7 +39,12 @@ fn cpu_micros() -> Result<u64, Box<dyn std::error::Error>> {
     // The second field is in parentheses and may hold spaces; user and system time are the 14th
     // and 15th.
     let (_, rest) = stat.rsplit_once(") ").ok_or("unexpected /proc/self/stat")?;
-    let ticks: Vec<u64> = rest.split(' ').skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;
+    let ticks: Vec<u64> = rest
+        .split(' ')
+        .skip(11)
+        .take(2)
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
     Ok(ticks.iter().sum::<u64>() * MICROS_PER_TICK)
 }
 
@@ -73,7 +78,11 @@ fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) ->
                 stage: Stage::Relaying,
                 status: 200,
                 error_code: None,
-                usage: TokenUsage { input: 150, output: 90, ..TokenUsage::default() },
+                usage: TokenUsage {
+                    input: 150,
+                    output: 90,
+                    ..TokenUsage::default()
+                },
                 basis: Basis::Reported,
                 quota_tokens: 240,
                 first_event_ms: Some(12),
@@ -96,17 +105,29 @@ fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) ->
 #[tokio::main(flavor = "current_thread")]
 #[expect(clippy::print_stdout, reason = "an example prints its result")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let arguments: Vec<i64> =
-        std::env::args().skip(1).map(|text| text.parse()).collect::<Result<_, _>>()?;
+    let arguments: Vec<i64> = std::env::args()
+        .skip(1)
+        .map(|text| text.parse())
+        .collect::<Result<_, _>>()?;
     let (records, batches) = match arguments.split_first() {
         Some((records, batches)) if !batches.is_empty() => (*records, batches.to_vec()),
-        first => (first.map_or(100_000, |(records, _)| *records), vec![1, 32, 256, 512]),
+        first => (
+            first.map_or(100_000, |(records, _)| *records),
+            vec![1, 32, 256, 512],
+        ),
     };
-    println!("{:>6} {:>9} {:>14} {:>16}", "batch", "records", "CPU µs/record", "wall µs/record");
+    println!(
+        "{:>6} {:>9} {:>14} {:>16}",
+        "batch", "records", "CPU µs/record", "wall µs/record"
+    );
     for batch in batches {
         let folder = tempfile::tempdir()?;
         let url = format!("sqlite:{}", folder.path().join("sluice.db").display());
-        let storage = Storage::open(&StorageOptions { url, max_connections: 1 }).await?;
+        let storage = Storage::open(&StorageOptions {
+            url,
+            max_connections: 1,
+        })
+        .await?;
         storage.migrate().await?;
         let tenant = TenantId::from_uuid(id(1));
         let new = NewTenant {
@@ -118,13 +139,20 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         storage.create_tenant(new).await?;
         let (instance_id, boot_id) = (InstanceId::from_uuid(id(5)), BootId::from_uuid(id(6)));
-        let row = storage.claim_instance(instance_id, None, boot_id, UnixMillis(NOW)).await?;
-        let mut guard = Guard { instance_id, boot_id, seq: row.seq };
+        let row = storage
+            .claim_instance(instance_id, None, boot_id, UnixMillis(NOW))
+            .await?;
+        let mut guard = Guard {
+            instance_id,
+            boot_id,
+            seq: row.seq,
+        };
         let (model, agent): (Arc<str>, Arc<str>) =
             (Arc::from("gpt-4o-mini"), Arc::from("OpenAI/Python 3.1.0"));
         let count = if batch == 1 { records / 20 } else { records };
-        let all: Vec<NumberedRecord> =
-            (1..=count).map(|no| record(no, tenant, &model, &agent)).collect();
+        let all: Vec<NumberedRecord> = (1..=count)
+            .map(|no| record(no, tenant, &model, &agent))
+            .collect();
         let wall = tokio::time::Instant::now();
         let before = cpu_micros()?;
         for part in all.chunks(usize::try_from(batch)?) {

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::sync::OnceLock;
 
 use sqlx::Arguments;
+use sqlx::error::BoxDynError;
 
 use crate::dialect::Placeholders;
 use crate::error::{Failure, internal};
@@ -14,7 +15,7 @@ use crate::statement::Statement;
 
 /// Rows per statement, largest first. The largest times the widest row stays far below the limit of
 /// parameters: 32,766 on SQLite, 65,535 on PostgreSQL.
-const SIZES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
+pub(crate) const SIZES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
 /// Up to here a look-up repeats its last row to fill one statement, which costs less than another.
 const PADDED_UP_TO: usize = 8;
 
@@ -68,12 +69,20 @@ impl Bulk {
             Placeholders::Numbered => numbered,
             Placeholders::Plain => plain,
         };
-        let at = SIZES.iter().position(|s| *s == size).unwrap_or(SIZES.len() - 1);
+        let at = SIZES
+            .iter()
+            .position(|s| *s == size)
+            .unwrap_or(SIZES.len() - 1);
         texts[at].get_or_init(|| self.build(SIZES[at], placeholders))
     }
 
-    fn build(&self, rows: usize, placeholders: Placeholders) -> String {
-        let mut text = String::with_capacity(self.head.len() + rows * self.columns * 6 + self.tail.len());
+    pub(crate) const fn columns(&self) -> usize {
+        self.columns
+    }
+
+    pub(crate) fn build(&self, rows: usize, placeholders: Placeholders) -> String {
+        let mut text =
+            String::with_capacity(self.head.len() + rows * self.columns * 6 + self.tail.len());
         text.push_str(self.head);
         for row in 0..rows {
             text.push_str(if row == 0 { "(" } else { ", (" });
@@ -103,7 +112,7 @@ impl Bulk {
         rows: &'r [R],
         placeholders: Placeholders,
         repeats: Repeats,
-        mut bind: impl FnMut(&mut A, &'r R) -> Result<(), sqlx::error::BoxDynError>,
+        mut bind: impl FnMut(&mut A, &'r R) -> Result<(), BoxDynError>,
     ) -> impl Iterator<Item = Result<Run<A>, Failure>> {
         let mut rest = rows;
         std::iter::from_fn(move || {
@@ -113,18 +122,27 @@ impl Bulk {
             let mut arguments = A::default();
             // Bytes are a guess for the binary protocol of PostgreSQL.
             arguments.reserve(size * self.columns, size * self.columns * 12);
-            for row in now.iter().chain(std::iter::repeat_n(last, size - now.len())) {
+            for row in now
+                .iter()
+                .chain(std::iter::repeat_n(last, size - now.len()))
+            {
                 if let Err(error) = bind(&mut arguments, row) {
                     return Some(Err(sqlx::Error::Encode(error).into()));
                 }
             }
             if arguments.len() != size * self.columns {
-                return Some(Err(internal("a row has another number of values than its statement").into()));
+                return Some(Err(internal(WRONG_WIDTH).into()));
             }
-            Some(Ok(Run { sql: self.text(size, placeholders), arguments }))
+            Some(Ok(Run {
+                sql: self.text(size, placeholders),
+                arguments,
+            }))
         })
     }
 }
+
+/// The defect of a row whose binds do not fit its statement.
+pub(crate) const WRONG_WIDTH: &str = "a row has another number of values than its statement";
 
 /// Returns the rows of the next statement for so many, at least one, that are left.
 fn statement_size(left: usize, repeats: Repeats) -> usize {
@@ -164,7 +182,12 @@ macro_rules! row {
 mod tests {
     use super::*;
 
-    static PAIRS: Bulk = Bulk::new("PAIRS", "INSERT INTO t (a, b) VALUES ", 2, " ON CONFLICT DO NOTHING");
+    static PAIRS: Bulk = Bulk::new(
+        "PAIRS",
+        "INSERT INTO t (a, b) VALUES ",
+        2,
+        " ON CONFLICT DO NOTHING",
+    );
 
     #[test]
     fn a_text_has_one_placeholder_per_value() {
@@ -173,7 +196,11 @@ mod tests {
             "INSERT INTO t (a, b) VALUES ($1, $2) ON CONFLICT DO NOTHING"
         );
         assert_eq!(PAIRS.text(8, Placeholders::Plain).matches('?').count(), 16);
-        assert!(PAIRS.text(8, Placeholders::Numbered).contains("($15, $16) ON"));
+        assert!(
+            PAIRS
+                .text(8, Placeholders::Numbered)
+                .contains("($15, $16) ON")
+        );
     }
 
     fn values_per_statement(rows: i64, repeats: Repeats) -> Vec<usize> {

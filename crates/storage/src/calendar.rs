@@ -39,7 +39,8 @@ pub(crate) fn this_and_next(zone: &TimeZone, now: UnixMillis) -> [Period; 2] {
 
 /// Reads a stored zone.
 pub(crate) fn parse_zone(tenant: Uuid, name: &str) -> Result<TimeZone, StoreError> {
-    name.parse().map_err(|_bad| corrupt("tenants", "time_zone", TenantId::from_uuid(tenant)))
+    name.parse()
+        .map_err(|_bad| corrupt("tenants", "time_zone", TenantId::from_uuid(tenant)))
 }
 
 impl Storage {
@@ -49,7 +50,10 @@ impl Storage {
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated: what was made is kept.
     pub async fn ensure_calendar(&self, now: UnixMillis) -> Result<CalendarReport, StoreError> {
-        let mut report = CalendarReport { tenants: 0, partitions: self.make_partitions(now).await? };
+        let mut report = CalendarReport {
+            tenants: 0,
+            partitions: self.make_partitions(now).await?,
+        };
         let mut after = Uuid::nil();
         while let Some((last, count)) = self.fill_periods(after, now).await? {
             report.tenants += count;

@@ -8,15 +8,19 @@
 //! 4. the lock on periods that a post relies on;
 //! 5. the wake-up of pollers of the change feed;
 //! 6. partitions;
-//! 7. how the table of migrations is looked up.
+//! 7. how the table of migrations is looked up;
+//! 8. whether statements that follow each other are sent as one text.
 
 use sluice_domain::time::UnixMillis;
 use sqlx::error::BoxDynError;
-use sqlx::{Database, FromRow, PgPool, PgTransaction, Postgres, Sqlite, SqlitePool, SqliteTransaction};
+use sqlx::{
+    Database, FromRow, PgPool, PgTransaction, Postgres, Sqlite, SqlitePool, SqliteTransaction,
+};
 use uuid::Uuid;
 
 use crate::bulk::{Bulk, Repeats};
 use crate::error::Failure;
+use crate::group::{Group, Part};
 
 /// How parameters are written in generated statements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +105,9 @@ impl Session<'_, Postgres> {
         tenants: &[Uuid],
         periods: &[i32],
     ) -> Result<(), Failure> {
-        sql!(postgres::LOCK_TENANT_COUNTERS, tenants, periods).execute(&mut *self.conn).await?;
+        sql!(postgres::LOCK_TENANT_COUNTERS, tenants, periods)
+            .execute(&mut *self.conn)
+            .await?;
         Ok(())
     }
 
@@ -111,7 +117,9 @@ impl Session<'_, Postgres> {
         tenants: &[Uuid],
         periods: &[i32],
     ) -> Result<(), Failure> {
-        sql!(postgres::LOCK_PERIODS, tenants, periods).execute(&mut *self.conn).await?;
+        sql!(postgres::LOCK_PERIODS, tenants, periods)
+            .execute(&mut *self.conn)
+            .await?;
         Ok(())
     }
 
@@ -120,13 +128,53 @@ impl Session<'_, Postgres> {
         Ok(())
     }
 
+    /// Runs a group of statements, one after the other; returns how many rows they changed.
+    pub(crate) async fn execute_group(
+        &mut self,
+        _group: &'static Group,
+        parts: [Part<'_, Args<Self>>; 3],
+    ) -> Result<usize, Failure> {
+        let mut changed = 0;
+        for mut part in parts {
+            let rows: Vec<usize> = (0..part.rows).collect();
+            let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
+            changed += self.execute_bulk(part.bulk, &rows, bind).await?;
+        }
+        Ok(changed)
+    }
+
+    /// Runs a group of statements, one after the other; returns the rows that they return.
+    pub(crate) async fn fetch_group<T>(
+        &mut self,
+        _group: &'static Group,
+        parts: [Part<'_, Args<Self>>; 3],
+    ) -> Result<Vec<T>, Failure>
+    where
+        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
+    {
+        let mut found = Vec::new();
+        for mut part in parts {
+            let rows: Vec<usize> = (0..part.rows).collect();
+            let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
+            found.extend(
+                self.fetch_bulk::<_, T>(part.bulk, &rows, Repeats::Never, bind)
+                    .await?,
+            );
+        }
+        Ok(found)
+    }
+
     /// Makes the partitions of this month and the next two; returns how many were missing.
     pub(crate) async fn ensure_partitions(&mut self, now: UnixMillis) -> Result<i32, Failure> {
-        Ok(sql_scalar!(postgres::ENSURE_PARTITIONS, now.0).fetch_one(&mut *self.conn).await?)
+        Ok(sql_scalar!(postgres::ENSURE_PARTITIONS, now.0)
+            .fetch_one(&mut *self.conn)
+            .await?)
     }
 
     pub(crate) async fn has_migrations(&mut self) -> Result<bool, Failure> {
-        Ok(sql_scalar!(postgres::HAS_MIGRATIONS).fetch_one(&mut *self.conn).await?)
+        Ok(sql_scalar!(postgres::HAS_MIGRATIONS)
+            .fetch_one(&mut *self.conn)
+            .await?)
     }
 }
 
@@ -154,22 +202,59 @@ impl Session<'_, Sqlite> {
         Ok(())
     }
 
+    /// Runs a group of statements as one text; returns how many rows they changed.
+    pub(crate) async fn execute_group(
+        &mut self,
+        group: &'static Group,
+        parts: [Part<'_, Args<Self>>; 3],
+    ) -> Result<usize, Failure> {
+        let mut changed = 0;
+        for run in group.runs(parts) {
+            let run = run?;
+            let done = sqlx::query_with(run.sql, run.arguments)
+                .execute(&mut *self.conn)
+                .await?;
+            changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        }
+        Ok(changed)
+    }
+
+    /// Runs a group of statements as one text; returns the rows that they return.
+    pub(crate) async fn fetch_group<T>(
+        &mut self,
+        group: &'static Group,
+        parts: [Part<'_, Args<Self>>; 3],
+    ) -> Result<Vec<T>, Failure>
+    where
+        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
+    {
+        let mut found = Vec::new();
+        for run in group.runs(parts) {
+            let run = run?;
+            let query = sqlx::query_as_with(run.sql, run.arguments);
+            found.extend(query.fetch_all(&mut *self.conn).await?);
+        }
+        Ok(found)
+    }
+
     pub(crate) async fn ensure_partitions(&mut self, _now: UnixMillis) -> Result<i32, Failure> {
         Ok(0)
     }
 
     pub(crate) async fn has_migrations(&mut self) -> Result<bool, Failure> {
-        Ok(sql_scalar!(sqlite::HAS_MIGRATIONS).fetch_one(&mut *self.conn).await?)
+        Ok(sql_scalar!(sqlite::HAS_MIGRATIONS)
+            .fetch_one(&mut *self.conn)
+            .await?)
     }
 }
 
 on_both! {
     /// Runs a statement of many rows; returns how many rows it changed.
-    pub(crate) async fn execute_bulk<R>(
+    pub(crate) async fn execute_bulk<R: Sync>(
         &mut self,
         bulk: &'static Bulk,
         rows: &[R],
-        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<usize, Failure> {
         let mut changed = 0;
         for run in bulk.runs(rows, Self::PLACEHOLDERS, Repeats::Never, bind) {
@@ -181,12 +266,12 @@ on_both! {
     }
 
     /// Runs a statement of many rows; returns the rows that it returns.
-    pub(crate) async fn fetch_bulk<R, T>(
+    pub(crate) async fn fetch_bulk<R: Sync, T>(
         &mut self,
         bulk: &'static Bulk,
         rows: &[R],
         repeats: Repeats,
-        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError>,
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<Vec<T>, Failure>
     where
         T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,

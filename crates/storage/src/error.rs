@@ -52,7 +52,9 @@ impl Failure {
 
 /// Builds the error for a defect of ours.
 pub(crate) fn internal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> StoreError {
-    StoreError::Internal { source: cause.into() }
+    StoreError::Internal {
+        source: cause.into(),
+    }
 }
 
 /// Builds the error for a stored value that breaks a rule.
@@ -61,7 +63,11 @@ pub(crate) fn corrupt(
     column: &'static str,
     id: impl std::fmt::Display,
 ) -> StoreError {
-    StoreError::Corrupt { table, column, id: id.to_string() }
+    StoreError::Corrupt {
+        table,
+        column,
+        id: id.to_string(),
+    }
 }
 
 fn from_sql(error: sqlx::Error) -> StoreError {
@@ -72,13 +78,17 @@ fn from_sql(error: sqlx::Error) -> StoreError {
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,
         sqlx::Error::Database(cause) if cause.kind() == ErrorKind::UniqueViolation => {
-            return StoreError::Conflict { what: "a row with the same key".to_owned() };
+            return StoreError::Conflict {
+                what: "a row with the same key".to_owned(),
+            };
         }
         sqlx::Error::Database(cause) => is_transient(cause.as_ref()),
         _ => false,
     };
     if is_unavailable {
-        StoreError::Unavailable { source: Box::new(error) }
+        StoreError::Unavailable {
+            source: Box::new(error),
+        }
     } else {
         internal(error)
     }
@@ -90,8 +100,13 @@ fn from_sql(error: sqlx::Error) -> StoreError {
 /// PostgreSQL 15, appendix A (SQLSTATE, five characters); SQLite, "Result and Error Codes"
 /// (decimal, the primary code in the low byte).
 fn is_transient(error: &dyn DatabaseError) -> bool {
-    let Some(code) = error.code() else { return false };
-    if error.try_downcast_ref::<sqlx::sqlite::SqliteError>().is_some() {
+    let Some(code) = error.code() else {
+        return false;
+    };
+    if error
+        .try_downcast_ref::<sqlx::sqlite::SqliteError>()
+        .is_some()
+    {
         const PRIMARY: i32 = 0xff;
         // BUSY, LOCKED, NOMEM, READONLY, INTERRUPT, IOERR, FULL, CANTOPEN, PROTOCOL.
         return code
@@ -100,7 +115,9 @@ fn is_transient(error: &dyn DatabaseError) -> bool {
     }
     // Connection, rollback (deadlock), resources, operator intervention; a lock that was not
     // available; a server that has become a standby.
-    ["08", "40", "53", "57"].iter().any(|class| code.starts_with(class))
+    ["08", "40", "53", "57"]
+        .iter()
+        .any(|class| code.starts_with(class))
         || code == "55P03"
         || code == "25006"
 }
@@ -112,8 +129,14 @@ mod tests {
     #[test]
     fn a_lost_connection_is_unavailable_and_a_defect_is_not() {
         let lost = sqlx::Error::Io(std::io::ErrorKind::ConnectionReset.into());
-        assert!(matches!(StoreError::from(Failure::from(lost)), StoreError::Unavailable { .. }));
+        assert!(matches!(
+            StoreError::from(Failure::from(lost)),
+            StoreError::Unavailable { .. }
+        ));
         let defect = sqlx::Error::ColumnNotFound("x".to_owned());
-        assert!(matches!(StoreError::from(Failure::from(defect)), StoreError::Internal { .. }));
+        assert!(matches!(
+            StoreError::from(Failure::from(defect)),
+            StoreError::Internal { .. }
+        ));
     }
 }

@@ -79,12 +79,19 @@ struct EventRow {
 
 impl EventRow {
     fn event(self) -> Result<Option<FeedEvent>, StoreError> {
-        let (Some(pos), Some(kind)) = (self.pos, self.kind) else { return Ok(None) };
-        let entity = || self.entity_id.ok_or_else(|| corrupt("feed_events", "entity_id", pos));
+        let (Some(pos), Some(kind)) = (self.pos, self.kind) else {
+            return Ok(None);
+        };
+        let entity = || {
+            self.entity_id
+                .ok_or_else(|| corrupt("feed_events", "entity_id", pos))
+        };
         let change = match kind.as_str() {
             "key" => {
                 let hash = self.key_hash.and_then(|hash| hash.try_into().ok());
-                Change::Key(KeyHash(hash.ok_or_else(|| corrupt("feed_events", "key_hash", pos))?))
+                Change::Key(KeyHash(
+                    hash.ok_or_else(|| corrupt("feed_events", "key_hash", pos))?,
+                ))
             }
             "user" => Change::User(UserId::from_uuid(entity()?)),
             "tenant" => Change::Tenant(TenantId::from_uuid(entity()?)),
@@ -146,8 +153,12 @@ impl Storage {
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
     pub async fn listen(&self) -> Result<Option<FeedListener>, StoreError> {
-        let Pools::Postgres(pool) = self.pools() else { return Ok(None) };
-        let mut listener = PgListener::connect_with(pool).await.map_err(Failure::from)?;
+        let Pools::Postgres(pool) = self.pools() else {
+            return Ok(None);
+        };
+        let mut listener = PgListener::connect_with(pool)
+            .await
+            .map_err(Failure::from)?;
         listener.listen(FEED_CHANNEL).await.map_err(Failure::from)?;
         Ok(Some(FeedListener(listener)))
     }

@@ -75,8 +75,13 @@ impl GrantRow {
             return Ok(None);
         };
         let tenant = TenantId::from_uuid(self.key.tenant_id);
-        let month = Month::from_number(period).ok_or_else(|| corrupt("periods", "period", tenant))?;
-        Ok(Some(Period { month, starts_at: UnixMillis(starts), ends_at: UnixMillis(ends) }))
+        let month =
+            Month::from_number(period).ok_or_else(|| corrupt("periods", "period", tenant))?;
+        Ok(Some(Period {
+            month,
+            starts_at: UnixMillis(starts),
+            ends_at: UnixMillis(ends),
+        }))
     }
 
     fn grant(self, periods: Vec<Period>) -> Result<KeyGrant, StoreError> {

@@ -90,18 +90,18 @@ on_both! {
         let mut changes = Vec::new();
         let mut imported = Vec::with_capacity(keys.len());
         for (index, key) in keys.iter().enumerate() {
-            let user_id = match users.get(&key.user) {
-                Some(id) => *id,
-                None => {
-                    let Some((id, is_new)) = self.ensure_user(tenant_id, key, now).await? else {
-                        return Ok(None);
-                    };
-                    if is_new {
-                        changes.push(Change::User(id));
-                    }
-                    users.insert(&key.user, id);
-                    id
+            let known = users.get(&key.user).copied();
+            let user_id = if let Some(id) = known {
+                id
+            } else {
+                let Some((id, is_new)) = self.ensure_user(tenant_id, key, now).await? else {
+                    return Ok(None);
+                };
+                if is_new {
+                    changes.push(Change::User(id));
                 }
+                users.insert(&key.user, id);
+                id
             };
             imported.push(self.import_key(tenant_id, user_id, index, key, now).await?);
             changes.push(Change::Key(key.key_hash));

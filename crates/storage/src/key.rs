@@ -90,9 +90,15 @@ impl TryFrom<ProxyKeyRow> for ProxyKey {
             id,
             tenant_id: TenantId::from_uuid(row.tenant_id),
             user_id: UserId::from_uuid(row.user_id),
-            name: row.name.parse().map_err(|_bad| corrupt("proxy_keys", "name", id))?,
+            name: row
+                .name
+                .parse()
+                .map_err(|_bad| corrupt("proxy_keys", "name", id))?,
             hint: KeyHint::from_stored(row.hint),
-            state: row.state.parse().map_err(|_bad| corrupt("proxy_keys", "state", id))?,
+            state: row
+                .state
+                .parse()
+                .map_err(|_bad| corrupt("proxy_keys", "state", id))?,
             expires_at: row.expires_at_ms.map(UnixMillis),
             allowed_models,
             quota_tokens: row.cap_tokens,
@@ -136,7 +142,11 @@ impl Storage {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
-    pub async fn set_key_state(&self, id: ProxyKeyId, state: EntityState) -> Result<bool, StoreError> {
+    pub async fn set_key_state(
+        &self,
+        id: ProxyKeyId,
+        state: EntityState,
+    ) -> Result<bool, StoreError> {
         in_transaction!(self, set_key_state(id, state))
     }
 }

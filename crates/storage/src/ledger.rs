@@ -69,7 +69,10 @@ impl LedgerStore for Storage {
         in_transaction!(self, claim_instance(instance_id, last_boot, boot, now))
     }
 
-    async fn find_instance(&self, instance_id: InstanceId) -> Result<Option<InstanceRow>, StoreError> {
+    async fn find_instance(
+        &self,
+        instance_id: InstanceId,
+    ) -> Result<Option<InstanceRow>, StoreError> {
         reading!(self, find_instance(instance_id))
     }
 
@@ -138,7 +141,11 @@ pub(crate) fn bulks() -> Vec<&'static crate::bulk::Bulk> {
 type InstanceTuple = (Uuid, i64, i64);
 
 fn instance_row((boot_id, seq, posted_no): InstanceTuple) -> InstanceRow {
-    InstanceRow { boot_id: BootId::from_uuid(boot_id), seq, posted_no }
+    InstanceRow {
+        boot_id: BootId::from_uuid(boot_id),
+        seq,
+        posted_no,
+    }
 }
 
 on_both! {

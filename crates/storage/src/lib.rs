@@ -22,6 +22,7 @@ mod statement;
 mod bulk;
 mod dialect;
 mod error;
+mod group;
 mod text;
 
 mod migration;
@@ -53,9 +54,9 @@ pub mod usage;
 
 pub mod secret;
 
+use dialect::Placeholders;
 pub use migration::{MigrationReport, MigrationState};
 pub use statement::Statement;
-use dialect::Placeholders;
 
 pub use storage::{Backend, InvalidUrl, Storage, StorageOptions};
 
@@ -83,6 +84,10 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
     ]
     .concat();
     let bulks = [feed::bulks(), ledger::bulks(), usage::bulks()].concat();
-    all.extend(bulks.into_iter().flat_map(|bulk| bulk.statements(placeholders)));
+    all.extend(
+        bulks
+            .into_iter()
+            .flat_map(|bulk| bulk.statements(placeholders)),
+    );
     all
 }

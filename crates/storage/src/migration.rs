@@ -87,7 +87,9 @@ impl Storage {
                 return Err(from_migration(error));
             }
         }
-        Ok(MigrationReport { applied: before.pending })
+        Ok(MigrationReport {
+            applied: before.pending,
+        })
     }
 
     /// Compares the database with the migrations of this binary; changes nothing.
@@ -118,7 +120,10 @@ fn refusal(state: &MigrationState) -> Option<String> {
     if let Some(version) = state.unknown.first() {
         Some(format!("migration {version} of a newer version of Sluice"))
     } else {
-        state.changed.first().map(|version| format!("migration {version} with another text"))
+        state
+            .changed
+            .first()
+            .map(|version| format!("migration {version} with another text"))
     }
 }
 
@@ -146,10 +151,19 @@ mod tests {
     fn a_newer_and_a_changed_migration_are_told_apart() {
         let first = SQLITE.iter().next().unwrap();
         let applied = [
-            AppliedMigration { version: first.version, checksum: vec![0; 48].into() },
-            AppliedMigration { version: 9_999, checksum: vec![0; 48].into() },
+            AppliedMigration {
+                version: first.version,
+                checksum: vec![0; 48].into(),
+            },
+            AppliedMigration {
+                version: 9_999,
+                checksum: vec![0; 48].into(),
+            },
         ];
         let state = MigrationState::compare(&SQLITE, &applied);
-        assert_eq!((state.changed, state.unknown), (vec![first.version], vec![9_999]));
+        assert_eq!(
+            (state.changed, state.unknown),
+            (vec![first.version], vec![9_999])
+        );
     }
 }

@@ -80,7 +80,8 @@ fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
         let id = RouteId::from_uuid(row.route_id);
         let target = Target {
             tier: u32::try_from(row.tier).map_err(|_neg| corrupt("route_targets", "tier", id))?,
-            weight: u32::try_from(row.weight).map_err(|_neg| corrupt("route_targets", "weight", id))?,
+            weight: u32::try_from(row.weight)
+                .map_err(|_neg| corrupt("route_targets", "weight", id))?,
             upstream_id: UpstreamId::from_uuid(row.upstream_id),
             upstream_model: row.upstream_model,
         };
@@ -91,7 +92,10 @@ fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
                 tenant_id: row.tenant_id.map(TenantId::from_uuid),
                 model: row.model,
                 targets: vec![target],
-                state: row.state.parse().map_err(|_bad| corrupt("routes", "state", id))?,
+                state: row
+                    .state
+                    .parse()
+                    .map_err(|_bad| corrupt("routes", "state", id))?,
                 created_at: UnixMillis(row.created_at_ms),
             }),
         }

@@ -15,7 +15,7 @@ use aes_gcm::aead::{Aead, Payload};
 use aes_gcm::{Aes256Gcm, Key, KeyInit, Nonce};
 use secrecy::{ExposeSecret, SecretString};
 use sluice_domain::id::UpstreamKeyId;
-use sluice_domain::upstream::Upstream;
+use sluice_domain::upstream::{BaseUrl, Upstream};
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 const KEY_BYTES: usize = 32;
@@ -60,7 +60,9 @@ pub struct SealedSecret {
 
 impl fmt::Debug for SealedSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SealedSecret").field("master_key_id", &self.master_key_id).finish_non_exhaustive()
+        f.debug_struct("SealedSecret")
+            .field("master_key_id", &self.master_key_id)
+            .finish_non_exhaustive()
     }
 }
 
@@ -90,9 +92,19 @@ pub struct SealBinding {
 impl SealBinding {
     /// Returns the binding of a key of an upstream.
     pub fn of(upstream: &Upstream, key: UpstreamKeyId) -> Self {
-        let tenant = upstream.tenant_id.map_or_else(|| "shared".to_owned(), |id| id.to_string());
-        let origin = upstream.base_url.as_ref().map_or_else(String::new, |url| url.origin());
-        let parts = [key.to_string(), tenant, upstream.kind.as_str().to_owned(), origin];
+        let tenant = upstream
+            .tenant_id
+            .map_or_else(|| "shared".to_owned(), |id| id.to_string());
+        let origin = upstream
+            .base_url
+            .as_ref()
+            .map_or_else(String::new, BaseUrl::origin);
+        let parts = [
+            key.to_string(),
+            tenant,
+            upstream.kind.as_str().to_owned(),
+            origin,
+        ];
         let mut associated = Vec::with_capacity(160);
         for part in parts {
             // A length before each part: no two bindings have the same bytes.
@@ -133,7 +145,11 @@ impl Vault {
     ///
     /// # Errors
     /// [`SealError::NoMasterKey`], [`SealError::Randomness`].
-    pub fn seal(&self, secret: &SecretString, binding: &SealBinding) -> Result<SealedSecret, SealError> {
+    pub fn seal(
+        &self,
+        secret: &SecretString,
+        binding: &SealBinding,
+    ) -> Result<SealedSecret, SealError> {
         let master = self.keys.first().ok_or(SealError::NoMasterKey)?;
         let mut data_key = Zeroizing::new([0; KEY_BYTES]);
         getrandom::fill(data_key.as_mut()).map_err(|_unavailable| SealError::Randomness)?;
@@ -143,7 +159,11 @@ impl Vault {
                 secret.expose_secret().as_bytes(),
                 &binding.for_layer(SECRET_LAYER),
             )?,
-            wrapped_key: encrypt(&master.bytes, data_key.as_ref(), &wrap_data(binding, &master.id))?,
+            wrapped_key: encrypt(
+                &master.bytes,
+                data_key.as_ref(),
+                &wrap_data(binding, &master.id),
+            )?,
             master_key_id: master.id.clone(),
         })
     }
@@ -153,16 +173,32 @@ impl Vault {
     /// # Errors
     /// [`SealError::UnknownMasterKey`]; [`SealError::Refused`] when a bit was changed or the
     /// purpose is another one.
-    pub fn open(&self, sealed: &SealedSecret, binding: &SealBinding) -> Result<SecretString, SealError> {
+    pub fn open(
+        &self,
+        sealed: &SealedSecret,
+        binding: &SealBinding,
+    ) -> Result<SecretString, SealError> {
         let master = self
             .keys
             .iter()
             .find(|key| key.id == sealed.master_key_id)
             .ok_or_else(|| SealError::UnknownMasterKey(sealed.master_key_id.clone()))?;
-        let data_key = decrypt(&master.bytes, &sealed.wrapped_key, &wrap_data(binding, &master.id))?;
-        let data_key: Zeroizing<[u8; KEY_BYTES]> =
-            Zeroizing::new(data_key.as_slice().try_into().map_err(|_length| SealError::Refused)?);
-        let secret = decrypt(&data_key, &sealed.sealed_secret, &binding.for_layer(SECRET_LAYER))?;
+        let data_key = decrypt(
+            &master.bytes,
+            &sealed.wrapped_key,
+            &wrap_data(binding, &master.id),
+        )?;
+        let data_key: Zeroizing<[u8; KEY_BYTES]> = Zeroizing::new(
+            data_key
+                .as_slice()
+                .try_into()
+                .map_err(|_length| SealError::Refused)?,
+        );
+        let secret = decrypt(
+            &data_key,
+            &sealed.sealed_secret,
+            &binding.for_layer(SECRET_LAYER),
+        )?;
         let text = std::str::from_utf8(&secret).map_err(|_not_text| SealError::Refused)?;
         Ok(SecretString::from(text))
     }
@@ -179,7 +215,13 @@ fn encrypt(key: &[u8; KEY_BYTES], plain: &[u8], associated: &[u8]) -> Result<Vec
     let mut nonce = [0; NONCE_BYTES];
     getrandom::fill(&mut nonce).map_err(|_unavailable| SealError::Randomness)?;
     let sealed = Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))
-        .encrypt(&Nonce::from(nonce), Payload { msg: plain, aad: associated })
+        .encrypt(
+            &Nonce::from(nonce),
+            Payload {
+                msg: plain,
+                aad: associated,
+            },
+        )
         .map_err(|_too_long| SealError::Refused)?;
     Ok([nonce.as_slice(), &sealed].concat())
 }
@@ -189,9 +231,17 @@ fn decrypt(
     sealed: &[u8],
     associated: &[u8],
 ) -> Result<Zeroizing<Vec<u8>>, SealError> {
-    let (nonce, sealed) = sealed.split_first_chunk::<NONCE_BYTES>().ok_or(SealError::Refused)?;
+    let (nonce, sealed) = sealed
+        .split_first_chunk::<NONCE_BYTES>()
+        .ok_or(SealError::Refused)?;
     Aes256Gcm::new(&Key::<Aes256Gcm>::from(*key))
-        .decrypt(&Nonce::from(*nonce), Payload { msg: sealed, aad: associated })
+        .decrypt(
+            &Nonce::from(*nonce),
+            Payload {
+                msg: sealed,
+                aad: associated,
+            },
+        )
         .map(Zeroizing::new)
         .map_err(|_opaque| SealError::Refused)
 }

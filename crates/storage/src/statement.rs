@@ -13,7 +13,11 @@ pub struct Statement {
 
 impl Statement {
     pub(crate) const fn new(name: &'static str, sql: &'static str) -> Self {
-        Self { name, sql, parameters: highest_placeholder(sql) }
+        Self {
+            name,
+            sql,
+            parameters: highest_placeholder(sql),
+        }
     }
 }
 

@@ -123,7 +123,9 @@ impl Storage {
             "postgres" | "postgresql" if rest.starts_with("//") => open_postgres(options).await?,
             _ => return Err(internal(InvalidUrl::Scheme)),
         };
-        Ok(Self { pools: Arc::new(pools) })
+        Ok(Self {
+            pools: Arc::new(pools),
+        })
     }
 
     /// Returns the kind of the database.
@@ -186,8 +188,9 @@ async fn open_sqlite(path: &str, max_connections: u32) -> Result<Pools, StoreErr
     if path.is_empty() || path.starts_with(':') || path.contains('?') {
         return Err(internal(InvalidUrl::NoPath));
     }
-    make_private_file(Path::new(path))
-        .map_err(|error| StoreError::Unavailable { source: Box::new(error) })?;
+    make_private_file(Path::new(path)).map_err(|error| StoreError::Unavailable {
+        source: Box::new(error),
+    })?;
     let connect = SqliteConnectOptions::new()
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
@@ -212,8 +215,11 @@ async fn open_sqlite(path: &str, max_connections: u32) -> Result<Pools, StoreErr
             .max_lifetime(None)
             .test_before_acquire(false)
     };
-    let write =
-        pool().max_connections(1).connect_with(connect.clone()).await.map_err(Failure::from)?;
+    let write = pool()
+        .max_connections(1)
+        .connect_with(connect.clone())
+        .await
+        .map_err(Failure::from)?;
     let read = pool()
         .max_connections(max_connections.clamp(1, SQLITE_MAX_READERS))
         .connect_lazy_with(connect.pragma("query_only", "on"));

@@ -8,10 +8,10 @@ use sluice_domain::time::{TimeZone, UnixMillis};
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::calendar;
 use crate::error::{Failure, corrupt};
 use crate::feed::Change;
 use crate::storage::Storage;
-use crate::calendar;
 
 statements! {
     INSERT_TENANT = "INSERT INTO tenants (tenant_id, name, time_zone, state, created_at_ms) \
@@ -60,9 +60,18 @@ impl TryFrom<TenantRow> for Tenant {
         let id = TenantId::from_uuid(row.tenant_id);
         Ok(Self {
             id,
-            name: row.name.parse().map_err(|_bad| corrupt("tenants", "name", id))?,
-            time_zone: row.time_zone.parse().map_err(|_bad| corrupt("tenants", "time_zone", id))?,
-            state: row.state.parse().map_err(|_bad| corrupt("tenants", "state", id))?,
+            name: row
+                .name
+                .parse()
+                .map_err(|_bad| corrupt("tenants", "name", id))?,
+            time_zone: row
+                .time_zone
+                .parse()
+                .map_err(|_bad| corrupt("tenants", "time_zone", id))?,
+            state: row
+                .state
+                .parse()
+                .map_err(|_bad| corrupt("tenants", "state", id))?,
             quota_tokens: row.cap_tokens,
             created_at: UnixMillis(row.created_at_ms),
         })
@@ -110,7 +119,11 @@ impl Storage {
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
-    pub async fn set_tenant_state(&self, id: TenantId, state: EntityState) -> Result<bool, StoreError> {
+    pub async fn set_tenant_state(
+        &self,
+        id: TenantId,
+        state: EntityState,
+    ) -> Result<bool, StoreError> {
         in_transaction!(self, set_tenant_state(id, state))
     }
 }

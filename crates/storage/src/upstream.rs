@@ -104,8 +104,14 @@ impl TryFrom<UpstreamRow> for Upstream {
         Ok(Self {
             id,
             tenant_id: row.tenant_id.map(TenantId::from_uuid),
-            name: row.name.parse().map_err(|_bad| corrupt("upstreams", "name", id))?,
-            kind: row.kind.parse().map_err(|_bad| corrupt("upstreams", "kind", id))?,
+            name: row
+                .name
+                .parse()
+                .map_err(|_bad| corrupt("upstreams", "name", id))?,
+            kind: row
+                .kind
+                .parse()
+                .map_err(|_bad| corrupt("upstreams", "kind", id))?,
             base_url: row
                 .base_url
                 .map(|url| url.parse())
@@ -117,7 +123,10 @@ impl TryFrom<UpstreamRow> for Upstream {
                 idle: millis(row.idle_ms)?,
                 total: millis(row.total_ms)?,
             },
-            state: row.state.parse().map_err(|_bad| corrupt("upstreams", "state", id))?,
+            state: row
+                .state
+                .parse()
+                .map_err(|_bad| corrupt("upstreams", "state", id))?,
             created_at: UnixMillis(row.created_at_ms),
         })
     }
@@ -142,10 +151,16 @@ impl UpstreamKeyRow {
         let key = UpstreamKey {
             id,
             upstream_id: UpstreamId::from_uuid(self.upstream_id),
-            name: self.name.parse().map_err(|_bad| corrupt("upstream_keys", "name", id))?,
+            name: self
+                .name
+                .parse()
+                .map_err(|_bad| corrupt("upstream_keys", "name", id))?,
             weight: u32::try_from(self.weight)
                 .map_err(|_negative| corrupt("upstream_keys", "weight", id))?,
-            state: self.state.parse().map_err(|_bad| corrupt("upstream_keys", "state", id))?,
+            state: self
+                .state
+                .parse()
+                .map_err(|_bad| corrupt("upstream_keys", "state", id))?,
             created_at: UnixMillis(self.created_at_ms),
         };
         let sealed = SealedSecret {

@@ -197,6 +197,7 @@ struct RecordRow {
 }
 
 #[derive(FromRow)]
+#[expect(clippy::struct_field_names, reason = "the names of columns")]
 struct TokenRow {
     input_tokens: i64,
     cached_input_tokens: i64,

@@ -62,9 +62,18 @@ impl TryFrom<UserRow> for User {
         Ok(Self {
             id,
             tenant_id: TenantId::from_uuid(row.tenant_id),
-            name: row.name.parse().map_err(|_bad| corrupt("users", "name", id))?,
-            role: row.role.parse().map_err(|_bad| corrupt("users", "role", id))?,
-            state: row.state.parse().map_err(|_bad| corrupt("users", "state", id))?,
+            name: row
+                .name
+                .parse()
+                .map_err(|_bad| corrupt("users", "name", id))?,
+            role: row
+                .role
+                .parse()
+                .map_err(|_bad| corrupt("users", "role", id))?,
+            state: row
+                .state
+                .parse()
+                .map_err(|_bad| corrupt("users", "state", id))?,
             quota_tokens: row.cap_tokens,
             created_at: UnixMillis(row.created_at_ms),
         })

@@ -70,7 +70,7 @@ pub(crate) fn answer(
     let envelope = Envelope {
         id: format!("{prefix}-demo{:x}{number:04x}", now.0),
         created: now.as_seconds(),
-        model: target.upstream_model.to_owned(),
+        model: target.upstream_model.to_string(),
         is_chat,
     };
     let input = request.input_words;

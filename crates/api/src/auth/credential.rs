@@ -25,7 +25,12 @@ fn authorization(headers: &HeaderMap) -> Option<&str> {
 }
 
 fn plain<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h str> {
-    headers.get(name)?.to_str().ok().map(str::trim).filter(|value| !value.is_empty())
+    headers
+        .get(name)?
+        .to_str()
+        .ok()
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
 }
 
 #[cfg(test)]
@@ -57,8 +62,14 @@ mod tests {
 
     #[test]
     fn bearer_wins_and_emptiness_is_absence() {
-        assert_eq!(of(&[("authorization", "Bearer a"), ("x-api-key", "b")]).as_deref(), Some("a"));
-        assert_eq!(of(&[("authorization", "Bearer "), ("api-key", "b")]).as_deref(), Some("b"));
+        assert_eq!(
+            of(&[("authorization", "Bearer a"), ("x-api-key", "b")]).as_deref(),
+            Some("a")
+        );
+        assert_eq!(
+            of(&[("authorization", "Bearer "), ("api-key", "b")]).as_deref(),
+            Some("b")
+        );
         assert_eq!(of(&[("authorization", "Bearer")]), None);
         assert_eq!(of(&[]), None);
     }

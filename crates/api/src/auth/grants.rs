@@ -1,11 +1,13 @@
 //! The keys that are known: cached by their full hash, dropped when they change.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use quick_cache::sync::Cache;
+use quick_cache::UnitWeighter;
+use quick_cache::sync::{Cache, DefaultLifecycle};
 use sluice_accounting::{Account, Ledger};
 use sluice_domain::id::{TenantId, UserId};
 use sluice_domain::key::{InvalidKey, KeyHash, KeyHasher, ProxyKey, check_shape};
@@ -37,13 +39,21 @@ pub(crate) struct Grant {
 impl Grant {
     /// Returns who pays.
     pub(crate) fn payer(&self) -> Payer {
-        Payer { tenant_id: self.tenant.id, user_id: self.user.id, key_id: self.key.id }
+        Payer {
+            tenant_id: self.tenant.id,
+            user_id: self.user.id,
+            key_id: self.key.id,
+        }
     }
 
     /// Says why the key may not be used now.
     fn check(&self, now: UnixMillis) -> Result<(), ApiError> {
         if self.key.state != EntityState::Active || self.user.state != EntityState::Active {
-            let whose = if self.key.state == EntityState::Active { "user" } else { "key" };
+            let whose = if self.key.state == EntityState::Active {
+                "user"
+            } else {
+                "key"
+            };
             return Err(ApiError::new(
                 Code::ApiKeyDisabled,
                 format!(
@@ -78,11 +88,40 @@ impl Grant {
     }
 }
 
+type KeyCache<T> = Cache<KeyHash, T, UnitWeighter, BuildHasherDefault<PrefixHasher>>;
+
+fn key_cache<T: Clone>(capacity: usize) -> KeyCache<T> {
+    Cache::with(
+        capacity,
+        capacity as u64,
+        UnitWeighter,
+        BuildHasherDefault::default(),
+        DefaultLifecycle::default(),
+    )
+}
+
+/// Takes the first eight bytes of what it is given. A keyed hash is as good as random already, and
+/// nobody without the pepper can choose it.
+#[derive(Default)]
+struct PrefixHasher(u64);
+
+impl Hasher for PrefixHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        if let Some(first) = bytes.first_chunk() {
+            self.0 = u64::from_le_bytes(*first);
+        }
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// Finds keys.
 pub(crate) struct Grants {
     hasher: KeyHasher,
-    known: Cache<KeyHash, Arc<Grant>>,
-    unknown: Cache<KeyHash, ()>,
+    known: KeyCache<Arc<Grant>>,
+    unknown: KeyCache<()>,
     /// Advances with every invalidation, so that a look-up that began before one is not kept.
     epoch: AtomicU64,
     storage: Storage,
@@ -102,8 +141,8 @@ impl Grants {
     ) -> Self {
         Self {
             hasher,
-            known: Cache::new(cache_size),
-            unknown: Cache::new(MAX_UNKNOWN),
+            known: key_cache(cache_size),
+            unknown: key_cache(MAX_UNKNOWN),
             epoch: AtomicU64::new(0),
             storage,
             ledger,
@@ -116,7 +155,11 @@ impl Grants {
     ///
     /// # Errors
     /// 401 or 403 with the reason, 503 when the key is not cached and the database is away.
-    pub(crate) async fn find(&self, presented: Option<&str>, now: UnixMillis) -> Result<Arc<Grant>, ApiError> {
+    pub(crate) async fn find(
+        &self,
+        presented: Option<&str>,
+        now: UnixMillis,
+    ) -> Result<Arc<Grant>, ApiError> {
         let Some(presented) = presented else {
             return Err(ApiError::new(
                 Code::MissingApiKey,
@@ -133,7 +176,8 @@ impl Grants {
         let hash = self.hasher.hash(presented);
         let grant = match self.known.get(&hash) {
             Some(grant) => grant,
-            None => self.look_up(hash).await?,
+            // Rare and large: in a box it does not weigh on every request.
+            None => Box::pin(self.look_up(hash)).await?,
         };
         grant.check(now)?;
         Ok(grant)
@@ -180,19 +224,35 @@ impl Grants {
     ///
     /// # Errors
     /// 503 when its balances are not known and the database is away.
-    pub(crate) async fn account(&self, grant: &Grant, now: UnixMillis) -> Result<Arc<Account>, ApiError> {
+    pub(crate) async fn account(
+        &self,
+        grant: &Grant,
+        now: UnixMillis,
+    ) -> Result<Arc<Account>, ApiError> {
         if let Some(account) = grant.account.load_full()
             && account.period().contains(now)
         {
             return Ok(account);
         }
+        Box::pin(self.open_account(grant, now)).await
+    }
+
+    async fn open_account(&self, grant: &Grant, now: UnixMillis) -> Result<Arc<Account>, ApiError> {
         let zone = grant.tenant.time_zone.clone();
         // The stored bounds rule; the calendar is asked only beyond them.
-        let period =
-            grant.periods.iter().find(|p| p.contains(now)).copied().unwrap_or_else(|| zone.period_of(now));
+        let period = grant
+            .periods
+            .iter()
+            .find(|p| p.contains(now))
+            .copied()
+            .unwrap_or_else(|| zone.period_of(now));
         let (ledger, storage, payer) = (self.ledger.clone(), self.storage.clone(), grant.payer());
         let account = self
-            .on_control(async move { ledger.open_account(&storage, payer, period, zone, now).await })
+            .on_control(async move {
+                ledger
+                    .open_account(&storage, payer, period, zone, now)
+                    .await
+            })
             .await
             .map_err(database_away)?;
         let account = Arc::new(account);
@@ -233,7 +293,9 @@ impl Grants {
     ) -> Result<T, StoreError> {
         match self.control.spawn(call).await {
             Ok(result) => result,
-            Err(ended) => Err(StoreError::Unavailable { source: ended.into() }),
+            Err(ended) => Err(StoreError::Unavailable {
+                source: ended.into(),
+            }),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A request between its hold and its record. Every ending goes through one function.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -17,18 +18,23 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::server::CLIENT_LEFT;
 
-/// What the pool has chosen; known before anything is sent, so that a request whose client leaves
-/// in the meantime still has its attempt.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Chosen(Arc<Mutex<Option<AttemptRecord>>>);
+/// What is known of a request beside the future that carries it on.
+#[derive(Debug, Default)]
+pub(crate) struct SideNotes {
+    /// The attempt that has begun. It is noted before anything is sent, so that a request whose
+    /// client leaves in the meantime still has its attempt.
+    begun: Mutex<Option<AttemptRecord>>,
+    /// Whether the answer is read on although the client has left.
+    pub(crate) is_detached: AtomicBool,
+}
 
-impl Chosen {
+impl SideNotes {
     /// Notes the target of the attempt that begins now.
-    pub(crate) fn note(&self, target: &TargetInfo<'_>, at: UnixMillis) {
-        *self.0.lock() = Some(AttemptRecord {
+    pub(crate) fn attempt_begins(&self, target: &TargetInfo<'_>, at: UnixMillis) {
+        *self.begun.lock() = Some(AttemptRecord {
             upstream_id: target.upstream_id,
             upstream_key_id: target.upstream_key_id,
-            upstream_model: Arc::from(target.upstream_model),
+            upstream_model: Arc::clone(target.upstream_model),
             status: None,
             error: None,
             started_at: at,
@@ -38,7 +44,7 @@ impl Chosen {
 
     /// Returns the attempt as one that had no result.
     fn unfinished(&self, now: UnixMillis, error: &'static str) -> Option<AttemptRecord> {
-        self.0.lock().take().map(|begun| AttemptRecord {
+        self.begun.lock().take().map(|begun| AttemptRecord {
             error: Some(error),
             head_ms: now.since(begun.started_at),
             ..begun
@@ -64,7 +70,7 @@ pub(crate) struct InFlight {
     hold: Option<Hold>,
     started: Instant,
     request: Bytes,
-    chosen: Chosen,
+    side: Arc<SideNotes>,
     /// How far it has come.
     pub(crate) stage: Stage,
     /// Milliseconds from the start to the first event.
@@ -78,13 +84,19 @@ pub(crate) struct InFlight {
 }
 
 impl InFlight {
-    pub(crate) fn new(app: Arc<App>, hold: Hold, started: Instant, request: Bytes, chosen: Chosen) -> Self {
+    pub(crate) fn new(
+        app: Arc<App>,
+        hold: Hold,
+        started: Instant,
+        request: Bytes,
+        side: Arc<SideNotes>,
+    ) -> Self {
         Self {
             app,
             hold: Some(hold),
             started,
             request,
-            chosen,
+            side,
             stage: Stage::Held,
             first_event_ms: None,
             attempts: Attempts::new(),
@@ -95,7 +107,8 @@ impl InFlight {
 
     /// Notes that the first event, or the whole answer, has come.
     pub(crate) fn answered(&mut self) {
-        self.first_event_ms.get_or_insert_with(|| millis_since(self.started));
+        self.first_event_ms
+            .get_or_insert_with(|| millis_since(self.started));
     }
 
     /// Notes that the attempt whose answer had begun failed after all.
@@ -113,7 +126,8 @@ impl InFlight {
     fn end_once(&mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
         let Some(hold) = self.hold.take() else { return };
         if self.attempts.is_empty() {
-            self.attempts.extend(self.chosen.unfinished(self.app.clock.now(), ending.as_str()));
+            self.attempts
+                .extend(self.side.unfinished(self.app.clock.now(), ending.as_str()));
         }
         let owed = charge(ending, self.stage);
         let reported = if ending == Ending::ClientLeft && matches!(self.output, Output::Whole(_)) {
@@ -136,7 +150,11 @@ impl InFlight {
         match (owed, self.usage) {
             (Owed::Nothing, None) => {
                 // What was never sent is known to be nothing.
-                end.basis = if self.stage == Stage::Held { Basis::Counted } else { Basis::Unknown };
+                end.basis = if self.stage == Stage::Held {
+                    Basis::Counted
+                } else {
+                    Basis::Unknown
+                };
                 self.post(hold, end);
             }
             (Owed::Nothing, Some(_)) => self.post(hold, end),
@@ -152,18 +170,27 @@ impl InFlight {
     }
 
     fn post(&self, hold: Hold, end: RequestEnd) {
-        self.app.metrics.record_ended(end.ending, end.basis, &end.usage);
+        self.app
+            .metrics
+            .record_ended(end.ending, end.basis, &end.usage);
         hold.post(end);
     }
 
     /// Counts away from the threads of the relay; the hold stays open until then.
     fn count_and_post(&mut self, hold: Hold, mut end: RequestEnd, owed: Owed) {
         let request = std::mem::take(&mut self.request);
-        let output = if owed == Owed::Input { Output::None } else { std::mem::take(&mut self.output) };
+        let output = if owed == Owed::Input {
+            Output::None
+        } else {
+            std::mem::take(&mut self.output)
+        };
         let metrics = Arc::clone(&self.app.metrics);
         self.app.control.spawn_blocking(move || {
             if let Some(open) = hold.open() {
-                let model = end.attempts.last().map_or(&*open.requested_model, |a| &*a.upstream_model);
+                let model = end
+                    .attempts
+                    .last()
+                    .map_or(&*open.requested_model, |a| &*a.upstream_model);
                 end.usage.input = tokens::count_prompt(open.endpoint, model, &request);
                 end.usage.output = match &output {
                     Output::None => 0,

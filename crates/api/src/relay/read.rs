@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use axum::body::Body;
 use bytes::{Bytes, BytesMut};
+use futures_util::FutureExt;
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http_body::Body;
 use http_body_util::BodyExt;
 
 use crate::config::ServerConfig;
@@ -19,7 +20,15 @@ const FIRST_BUFFER: usize = 64 * 1024;
 /// # Errors
 /// 413 beyond `server.max_body_bytes`, 408 beyond `server.body_timeout_ms`, 415 when it is
 /// compressed, 400 when it ends early.
-pub(crate) async fn read_body(headers: &HeaderMap, body: Body, config: &ServerConfig) -> Result<Bytes, ApiError> {
+pub(crate) async fn read_body<B>(
+    headers: &HeaderMap,
+    body: B,
+    config: &ServerConfig,
+) -> Result<Bytes, ApiError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
     if let Some(encoding) = headers.get(CONTENT_ENCODING)
         && !encoding.as_bytes().eq_ignore_ascii_case(b"identity")
     {
@@ -28,26 +37,57 @@ pub(crate) async fn read_body(headers: &HeaderMap, body: Body, config: &ServerCo
             "Compressed request bodies are not supported. Send the body without `content-encoding`.",
         ));
     }
-    let announced = headers.get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse::<usize>().ok());
+    let announced = headers
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok())
+        .and_then(|v| v.parse::<usize>().ok());
     if announced.is_some_and(|length| length > config.max_body_bytes) {
         return Err(too_large(config.max_body_bytes));
     }
-    let reading = collect(body, announced.unwrap_or(0), config.max_body_bytes);
-    match tokio::time::timeout(config.body_timeout, reading).await {
+    // Most bodies came with their head: nothing to wait for, nothing to time.
+    let mut body = body;
+    let mut first = None;
+    if let Some(Some(Ok(frame))) = body.frame().now_or_never()
+        && let Ok(data) = frame.into_data()
+    {
+        if data.len() > config.max_body_bytes {
+            return Err(too_large(config.max_body_bytes));
+        }
+        if body.is_end_stream() {
+            return Ok(data);
+        }
+        first = Some(data);
+    }
+    let reading = collect(first, body, announced.unwrap_or(0), config.max_body_bytes);
+    match Box::pin(tokio::time::timeout(config.body_timeout, reading)).await {
         Ok(result) => result,
         Err(_elapsed) => Err(too_slow(config.body_timeout)),
     }
 }
 
-async fn collect(mut body: Body, announced: usize, limit: usize) -> Result<Bytes, ApiError> {
-    let mut first: Option<Bytes> = None;
+async fn collect<B>(
+    mut first: Option<Bytes>,
+    mut body: B,
+    announced: usize,
+    limit: usize,
+) -> Result<Bytes, ApiError>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + Send + Sync + 'static,
+{
     let mut rest = BytesMut::new();
-    let mut length = 0_usize;
+    let mut length = first.as_ref().map_or(0, Bytes::len);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            ApiError::new(Code::InvalidJson, "The request body ended before it was complete.").cause(error)
+            ApiError::new(
+                Code::InvalidJson,
+                "The request body ended before it was complete.",
+            )
+            .cause(error)
         })?;
-        let Ok(data) = frame.into_data() else { continue };
+        let Ok(data) = frame.into_data() else {
+            continue;
+        };
         length = length.saturating_add(data.len());
         if length > limit {
             return Err(too_large(limit));
@@ -57,7 +97,12 @@ async fn collect(mut body: Body, announced: usize, limit: usize) -> Result<Bytes
             None if rest.is_empty() => first = Some(data),
             None => rest.extend_from_slice(&data),
             Some(head) => {
-                rest.reserve(announced.min(limit).min(FIRST_BUFFER).max(head.len() + data.len()));
+                rest.reserve(
+                    announced
+                        .min(limit)
+                        .min(FIRST_BUFFER)
+                        .max(head.len() + data.len()),
+                );
                 rest.extend_from_slice(&head);
                 rest.extend_from_slice(&data);
             }
@@ -67,30 +112,45 @@ async fn collect(mut body: Body, announced: usize, limit: usize) -> Result<Bytes
 }
 
 fn too_large(limit: usize) -> ApiError {
-    ApiError::new(Code::BodyTooLarge, format!("The request body is larger than {limit} bytes."))
+    ApiError::new(
+        Code::BodyTooLarge,
+        format!("The request body is larger than {limit} bytes."),
+    )
 }
 
 fn too_slow(limit: Duration) -> ApiError {
     ApiError::new(
         Code::BodyTimeout,
-        format!("The request body did not arrive within {} seconds.", limit.as_secs().max(1)),
+        format!(
+            "The request body did not arrive within {} seconds.",
+            limit.as_secs().max(1)
+        ),
     )
 }
 
 #[cfg(test)]
 mod tests {
+    use axum::body::Body;
+
     use super::*;
     use crate::config::Config;
 
     fn config() -> ServerConfig {
-        ServerConfig { max_body_bytes: 10, ..Config::default().server }
+        ServerConfig {
+            max_body_bytes: 10,
+            ..Config::default().server
+        }
     }
 
     #[tokio::test]
     async fn a_body_beyond_the_limit_is_refused_whatever_its_length_says() {
-        let error = read_body(&HeaderMap::new(), Body::from("12345678901"), &config()).await.unwrap_err();
+        let error = read_body(&HeaderMap::new(), Body::from("12345678901"), &config())
+            .await
+            .unwrap_err();
         assert_eq!(error.code.as_deref(), Some("request_too_large"));
-        let body = read_body(&HeaderMap::new(), Body::from("1234567890"), &config()).await.unwrap();
+        let body = read_body(&HeaderMap::new(), Body::from("1234567890"), &config())
+            .await
+            .unwrap();
         assert_eq!(body, "1234567890");
     }
 
@@ -98,6 +158,9 @@ mod tests {
     async fn pieces_are_joined_in_order() {
         let pieces = ["12", "34", "56"].map(|p| Ok::<_, std::io::Error>(Bytes::from(p)));
         let body = Body::from_stream(futures_util::stream::iter(pieces));
-        assert_eq!(read_body(&HeaderMap::new(), body, &config()).await.unwrap(), "123456");
+        assert_eq!(
+            read_body(&HeaderMap::new(), body, &config()).await.unwrap(),
+            "123456"
+        );
     }
 }

@@ -16,7 +16,11 @@ const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(1);
 
 /// Returns how a request ended whose dispatch failed.
 pub(crate) fn ending_of(class: ErrorClass) -> Ending {
-    if class == ErrorClass::Timeout { Ending::Deadline } else { Ending::UpstreamFailed }
+    if class == ErrorClass::Timeout {
+        Ending::Deadline
+    } else {
+        Ending::UpstreamFailed
+    }
 }
 
 /// Returns the answer, and the stable code for the record.
@@ -70,13 +74,22 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         .map(|r| r.status)
         .filter(StatusCode::is_client_error)
         .unwrap_or(StatusCode::BAD_REQUEST);
-    let fault = error.refusal.as_ref().map(|r| r.fault.clone()).unwrap_or_default();
+    let fault = error
+        .refusal
+        .as_ref()
+        .map(|r| r.fault.clone())
+        .unwrap_or_default();
     let message = fault.message.unwrap_or_else(|| {
-        format!("The provider of this model refused the request with status {}.", status.as_u16())
+        format!(
+            "The provider of this model refused the request with status {}.",
+            status.as_u16()
+        )
     });
     let answer = ApiError {
         status,
-        kind: fault.kind.map_or(Cow::Borrowed("invalid_request_error"), Cow::Owned),
+        kind: fault
+            .kind
+            .map_or(Cow::Borrowed("invalid_request_error"), Cow::Owned),
         code: fault.code.map(Cow::Owned),
         message: Cow::Owned(message),
         param: fault.param.map(Cow::Owned),

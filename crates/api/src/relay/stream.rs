@@ -6,12 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::response::Response;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
-use http::HeaderValue;
-use http_body::{Body as HttpBody, Frame};
+use http::{HeaderValue, Response};
+use http_body::Body as _;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::stream::{
     self as protocol, StreamEnding, StreamFinish, StreamInspector, StreamOptions, StreamStep,
@@ -20,6 +18,7 @@ use sluice_upstream_pool::{AnswerKind, DispatchError, ErrorClass, UpstreamAnswer
 use tokio::time::{Instant, Sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::body::AnswerBody;
 use crate::error::ApiError;
 
 use super::RelayCall;
@@ -31,16 +30,24 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 /// The status of a stream whose head has left.
 const STREAMED: u16 = 200;
 
+type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> + Send>>;
 type Dispatching = Pin<Box<dyn Future<Output = Result<UpstreamAnswer, Box<DispatchError>>> + Send>>;
 
 /// Relays a call whose answer is a stream.
 ///
 /// The head waits for the first event, so that an early failure is still answered with its status;
 /// when that takes too long the head leaves with keep-alives, and the wait goes on behind it.
-pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Response, ApiError> {
+pub(super) fn relay(call: RelayCall, in_flight: InFlight) -> Answering {
+    Box::pin(begin(call, in_flight))
+}
+
+async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<AnswerBody>, ApiError> {
     let app = call.worker.app.clone();
     let config = &app.config.relay;
-    let options = StreamOptions { strip_usage: !call.wants_usage(), max_event_bytes: config.max_event_bytes };
+    let options = StreamOptions {
+        strip_usage: !call.wants_usage(),
+        max_event_bytes: config.max_event_bytes,
+    };
     let inspector = StreamInspector::new(call.endpoint, options);
     let (endpoint, max_answer_bytes) = (call.endpoint, config.max_answer_bytes);
 
@@ -50,7 +57,15 @@ pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Re
     let source = match tokio::time::timeout(config.head_wait, &mut dispatching).await {
         Ok(Ok(answer)) if answer.kind == AnswerKind::Document => {
             let is_detached = AtomicBool::new(false);
-            return whole::finish(answer, in_flight, endpoint, false, max_answer_bytes, &is_detached).await;
+            return whole::finish(
+                answer,
+                in_flight,
+                endpoint,
+                false,
+                max_answer_bytes,
+                &is_detached,
+            )
+            .await;
         }
         Ok(Ok(answer)) => {
             in_flight.answered();
@@ -73,9 +88,12 @@ pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Re
         keep_alive: KeepAlive::new(config.keep_alive),
         ending: Box::pin(app.ending.clone().cancelled_owned()),
     };
-    let mut response = Response::new(Body::new(body));
+    let mut response = Response::new(AnswerBody::Events(Box::new(body)));
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(
+        CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream; charset=utf-8"),
+    );
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(response)
@@ -93,7 +111,7 @@ enum Source {
 
 /// The body of a streamed answer. It owns the upstream's answer and the booking: when it is dropped
 /// the client has left, the upstream is closed, and what was read is booked.
-struct EventStream {
+pub(crate) struct EventStream {
     source: Source,
     inspector: StreamInspector,
     in_flight: Option<InFlight>,
@@ -132,7 +150,10 @@ impl EventStream {
                     if let Some(in_flight) = &mut self.in_flight {
                         in_flight.attempts = answer.attempts;
                     }
-                    self.fail(ErrorClass::Protocol, "The provider of this model answered without a stream.")
+                    self.fail(
+                        ErrorClass::Protocol,
+                        "The provider of this model answered without a stream.",
+                    )
                 }
                 Poll::Ready(Err(error)) => self.fail_dispatch(*error),
             },
@@ -153,11 +174,21 @@ impl EventStream {
 
     /// Takes bytes of the upstream.
     fn take(&mut self, data: Bytes) -> Progress {
-        let StreamStep { forward, events, ending } = match self.inspector.push(data) {
+        let StreamStep {
+            forward,
+            events,
+            ending,
+        } = match self.inspector.push(data) {
             Ok(step) => step,
             Err(error) => {
-                tracing::debug!(error = crate::error::chain(&error), "a stream cannot be relayed");
-                return self.fail(ErrorClass::Protocol, "The stream of the provider cannot be relayed.");
+                tracing::debug!(
+                    error = crate::error::chain(&error),
+                    "a stream cannot be relayed"
+                );
+                return self.fail(
+                    ErrorClass::Protocol,
+                    "The stream of the provider cannot be relayed.",
+                );
             }
         };
         if events > 0
@@ -198,9 +229,10 @@ impl EventStream {
                 self.source = Source::Over;
                 Progress::Send(Bytes::from_static(protocol::DONE))
             }
-            StreamFinish::Truncated => {
-                self.fail(ErrorClass::Cut, "The stream of the provider ended before it was complete.")
-            }
+            StreamFinish::Truncated => self.fail(
+                ErrorClass::Cut,
+                "The stream of the provider ended before it was complete.",
+            ),
         }
     }
 
@@ -252,19 +284,14 @@ impl EventStream {
     }
 }
 
-impl HttpBody for EventStream {
-    type Data = Bytes;
-    type Error = std::convert::Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, std::convert::Infallible>>> {
+impl EventStream {
+    /// Returns the next bytes for the client: whole events or a comment; `None` at the end.
+    pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
             match self.advance(cx) {
                 Progress::Send(bytes) => {
                     self.keep_alive.sent();
-                    return Poll::Ready(Some(Ok(Frame::data(bytes))));
+                    return Poll::Ready(Some(bytes));
                 }
                 Progress::Again => {}
                 Progress::End => return Poll::Ready(None),
@@ -272,26 +299,32 @@ impl HttpBody for EventStream {
             }
         }
         if self.ending.as_mut().poll(cx).is_ready()
-            && let Progress::Send(event) =
-                self.end_with_error(Ending::Shutdown, "server_shutting_down", "The relay is stopping.")
+            && let Progress::Send(event) = self.end_with_error(
+                Ending::Shutdown,
+                "server_shutting_down",
+                "The relay is stopping.",
+            )
         {
-            return Poll::Ready(Some(Ok(Frame::data(event))));
+            return Poll::Ready(Some(event));
         }
         // Only whole events have been forwarded, so a comment may stand here.
         if self.keep_alive.poll_due(cx) {
-            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(protocol::KEEP_ALIVE)))));
+            return Poll::Ready(Some(Bytes::from_static(protocol::KEEP_ALIVE)));
         }
         Poll::Pending
     }
 
-    fn is_end_stream(&self) -> bool {
+    /// Returns whether nothing more comes.
+    pub(crate) fn is_over(&self) -> bool {
         matches!(self.source, Source::Over)
     }
 }
 
 impl Drop for EventStream {
     fn drop(&mut self) {
-        let Some(mut in_flight) = self.in_flight.take() else { return };
+        let Some(mut in_flight) = self.in_flight.take() else {
+            return;
+        };
         // The upstream is closed first, then what was read is booked; dropping the request in
         // flight says why.
         self.source = Source::Over;
@@ -312,7 +345,11 @@ struct KeepAlive {
 impl KeepAlive {
     fn new(every: Duration) -> Self {
         let now = Instant::now();
-        Self { every, last_sent: now, timer: Box::pin(tokio::time::sleep_until(now + every)) }
+        Self {
+            every,
+            last_sent: now,
+            timer: Box::pin(tokio::time::sleep_until(now + every)),
+        }
     }
 
     fn sent(&mut self) {
@@ -338,5 +375,9 @@ impl KeepAlive {
 }
 
 fn joined(first: Bytes, second: Bytes) -> Bytes {
-    if first.is_empty() { second } else { Bytes::from([first, second].concat()) }
+    if first.is_empty() {
+        second
+    } else {
+        Bytes::from([first, second].concat())
+    }
 }

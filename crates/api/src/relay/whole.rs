@@ -6,46 +6,63 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
-use axum::body::Body;
-use axum::response::Response;
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
 use sluice_upstream_pool::{ErrorClass, UpstreamAnswer, UpstreamBodyError};
 use tokio_util::task::TaskTracker;
 
+use crate::body::AnswerBody;
 use crate::error::{ApiError, Code, Retry};
 use crate::server::CLIENT_LEFT;
 
 use super::RelayCall;
-use super::in_flight::{InFlight, Output};
+use super::in_flight::{InFlight, Output, SideNotes};
 use super::refusal::{ending_of, refusal};
 
 /// Relays a call whose answer is one document.
-pub(super) async fn relay(call: RelayCall, mut in_flight: InFlight) -> Result<Response, ApiError> {
-    let is_detached = Arc::new(AtomicBool::new(false));
+///
+/// A plain function, so that the work is built in its box and not in the caller's future first.
+pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
     let detached = call.worker.detached.clone();
-    let flag = Arc::clone(&is_detached);
+    let side = Arc::clone(&call.side);
+    let shared = Arc::clone(&call.side);
     let work = async move {
         in_flight.stage = Stage::Dispatched;
         match call.dispatch().await {
             Ok(answer) => {
                 let wants_base64 = call.outline.wants_base64;
-                finish(answer, in_flight, call.endpoint, wants_base64, call.max_answer_bytes(), &flag).await
+                finish(
+                    answer,
+                    in_flight,
+                    call.endpoint,
+                    wants_base64,
+                    call.max_answer_bytes(),
+                    &shared.is_detached,
+                )
+                .await
             }
             Err(error) => {
                 in_flight.attempts = error.attempts.clone();
                 let ending = ending_of(error.class);
                 let (answer, code) = refusal(*error);
-                in_flight.end(ending, status_for(&flag, answer.status), Some(code));
+                in_flight.end(
+                    ending,
+                    status_for(&shared.is_detached, answer.status),
+                    Some(code),
+                );
                 Err(answer)
             }
         }
     };
-    ReadToEnd { work: Some(Box::pin(work)), is_detached, detached }.await
+    ReadToEnd {
+        work: Some(Box::pin(work)),
+        side,
+        detached,
+    }
 }
 
 /// Reads an answer to its end, books it and hands it out.
@@ -56,7 +73,7 @@ pub(super) async fn finish(
     wants_base64: bool,
     max_bytes: usize,
     is_detached: &AtomicBool,
-) -> Result<Response, ApiError> {
+) -> Result<Response<AnswerBody>, ApiError> {
     in_flight.answered();
     in_flight.attempts = answer.attempts;
     let body = match answer.body.collect(max_bytes).await {
@@ -64,7 +81,11 @@ pub(super) async fn finish(
         Err(error) => {
             in_flight.attempt_failed(error.class());
             let (ending, answer) = broken(error);
-            in_flight.end(ending, status_for(is_detached, answer.status), Some("upstream_error"));
+            in_flight.end(
+                ending,
+                status_for(is_detached, answer.status),
+                Some("upstream_error"),
+            );
             return Err(answer);
         }
     };
@@ -73,11 +94,17 @@ pub(super) async fn finish(
     if !facts.is_json_object || facts.error.is_some() {
         let message = match facts.error {
             Some(error) => format!("The provider of this model failed: {}", error.message),
-            None => "The provider of this model answered with something that is not JSON.".to_owned(),
+            None => {
+                "The provider of this model answered with something that is not JSON.".to_owned()
+            }
         };
         let answer = ApiError::new(Code::UpstreamError, message);
         in_flight.attempt_failed(ErrorClass::Protocol);
-        in_flight.end(Ending::UpstreamFailed, status_for(is_detached, answer.status), Some("upstream_error"));
+        in_flight.end(
+            Ending::UpstreamFailed,
+            status_for(is_detached, answer.status),
+            Some("upstream_error"),
+        );
         return Err(answer);
     }
     in_flight.stage = Stage::Relaying;
@@ -95,17 +122,22 @@ pub(super) async fn finish(
     Ok(document(answer.status, body))
 }
 
-fn document(status: StatusCode, body: Bytes) -> Response {
-    let mut response = Response::new(Body::from(body));
+fn document(status: StatusCode, body: Bytes) -> Response<AnswerBody> {
+    let mut response = Response::new(AnswerBody::Whole(body));
     *response.status_mut() = status;
-    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }
 
 fn broken(error: UpstreamBodyError) -> (Ending, ApiError) {
     let ending = ending_of(error.class());
     let answer = if ending == Ending::Deadline {
-        ApiError::new(Code::UpstreamTimeout, "The provider of this model did not finish its answer in time.")
+        ApiError::new(
+            Code::UpstreamTimeout,
+            "The provider of this model did not finish its answer in time.",
+        )
     } else if let UpstreamBodyError::TooLong { limit } = error {
         ApiError::new(
             Code::UpstreamError,
@@ -120,23 +152,29 @@ fn broken(error: UpstreamBodyError) -> (Ending, ApiError) {
 
 /// The status for the record: what the client was answered, or that it had left.
 fn status_for(is_detached: &AtomicBool, status: StatusCode) -> u16 {
-    if is_detached.load(Ordering::Relaxed) { CLIENT_LEFT } else { status.as_u16() }
+    if is_detached.load(Ordering::Relaxed) {
+        CLIENT_LEFT
+    } else {
+        status.as_u16()
+    }
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<Response, ApiError>> + Send>>;
+type Work = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> + Send>>;
 
 /// Runs the work inside the request, and goes on as a task of its own when the request is dropped.
-struct ReadToEnd {
+pub(super) struct ReadToEnd {
     work: Option<Work>,
-    is_detached: Arc<AtomicBool>,
+    side: Arc<SideNotes>,
     detached: TaskTracker,
 }
 
 impl Future for ReadToEnd {
-    type Output = Result<Response, ApiError>;
+    type Output = Result<Response<AnswerBody>, ApiError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(work) = &mut self.work else { return Poll::Pending };
+        let Some(work) = &mut self.work else {
+            return Poll::Pending;
+        };
         let polled = work.as_mut().poll(cx);
         if polled.is_ready() {
             self.work = None;
@@ -151,11 +189,14 @@ impl Drop for ReadToEnd {
         if let Some(work) = self.work.take()
             && !std::thread::panicking()
         {
-            self.is_detached.store(true, Ordering::Relaxed);
+            self.side.is_detached.store(true, Ordering::Relaxed);
             self.detached.spawn(async move {
                 // Nobody waits for the answer; the record is written inside.
                 if let Err(unseen) = work.await {
-                    tracing::debug!(code = unseen.code.as_deref(), "an answer without a reader failed");
+                    tracing::debug!(
+                        code = unseen.code.as_deref(),
+                        "an answer without a reader failed"
+                    );
                 }
             });
         }

@@ -7,7 +7,9 @@ use serde_json::{Value, json};
 use sluice_domain::time::{LocalDay, Month, UnixMillis};
 use sluice_storage::usage::StoredRecord;
 use sluice_storage::{Storage, StorageOptions};
-use sluice_testkit::{FakeUpstream, FinishedProcess, Program, Request, Response, RunningProcess, call};
+use sluice_testkit::{
+    FakeUpstream, FinishedProcess, Program, Request, Response, RunningProcess, call,
+};
 use tempfile::TempDir;
 
 /// How long anything in these tests may take.
@@ -71,7 +73,10 @@ impl Deployment {
     pub(crate) fn new(backend: Backend) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let (database_url, database) = match backend {
-            Backend::Sqlite => (format!("sqlite:{}/sluice.db", folder.path().display()), None),
+            Backend::Sqlite => (
+                format!("sqlite:{}/sluice.db", folder.path().display()),
+                None,
+            ),
             Backend::Postgres => {
                 let database = PostgresDatabase::create(&sluice_testkit::postgres_url()?);
                 (database.url.clone(), Some(database))
@@ -92,14 +97,31 @@ impl Deployment {
         let base_url = deployment.upstream.base_url();
         // Deadlines are short, so that a provider that falls silent is noticed within a test.
         deployment.run(&[
-            "upstream", "create", "fake", "--kind", "openai", "--url", &base_url, "--idle-ms", "1500",
-            "--first-event-ms", "4000",
+            "upstream",
+            "create",
+            "fake",
+            "--kind",
+            "openai",
+            "--url",
+            &base_url,
+            "--idle-ms",
+            "1500",
+            "--first-event-ms",
+            "4000",
         ]);
         let key_file = deployment.folder.path().join("upstream.key");
         std::fs::write(&key_file, UPSTREAM_KEY).unwrap();
         let key_file = key_file.display().to_string();
-        deployment.run(&["upstream", "key", "add", "fake", "main", "--file", &key_file]);
-        deployment.run(&["route", "create", MODEL, "--to", &format!("fake={UPSTREAM_MODEL}")]);
+        deployment.run(&[
+            "upstream", "key", "add", "fake", "main", "--file", &key_file,
+        ]);
+        deployment.run(&[
+            "route",
+            "create",
+            MODEL,
+            "--to",
+            &format!("fake={UPSTREAM_MODEL}"),
+        ]);
         Some(deployment)
     }
 
@@ -147,7 +169,9 @@ impl Deployment {
     /// Issues a further key to `ann` and returns it.
     #[track_caller]
     pub(crate) fn issue_key(&self, name: &str, options: &[&str]) -> String {
-        let mut arguments = vec!["key", "issue", "--tenant", "acme", "--user", "ann", "--name", name, "--quiet"];
+        let mut arguments = vec![
+            "key", "issue", "--tenant", "acme", "--user", "ann", "--name", name, "--quiet",
+        ];
         arguments.extend(options);
         self.run(&arguments).trim().to_owned()
     }
@@ -159,16 +183,29 @@ impl Deployment {
         let line = process.wait_for_line("accepting requests", PATIENCE);
         let event: Value = serde_json::from_str(&line).unwrap();
         let address = event["address"].as_str().unwrap().parse().unwrap();
-        Relay { deployment: self, process, address }
+        Relay {
+            deployment: self,
+            process,
+            address,
+        }
     }
 
     /// Returns every usage record, oldest first.
     pub(crate) async fn records(&self) -> Vec<StoredRecord> {
-        let options = StorageOptions { url: self.database_url.clone(), max_connections: 2 };
+        let options = StorageOptions {
+            url: self.database_url.clone(),
+            max_connections: 2,
+        };
         let storage = Storage::open(&options).await.unwrap();
-        let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
-        let mut records =
-            storage.list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), 1_000).await.unwrap();
+        let tenant = storage
+            .find_tenant_by_name(&"acme".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
+        let mut records = storage
+            .list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), 1_000)
+            .await
+            .unwrap();
         records.sort_by_key(|record| record.request_id);
         storage.close().await;
         records
@@ -176,17 +213,36 @@ impl Deployment {
 
     /// Returns requests and tokens by the daily and by the monthly rollups.
     pub(crate) async fn rollups(&self) -> ((i64, i64), (i64, i64)) {
-        let options = StorageOptions { url: self.database_url.clone(), max_connections: 2 };
+        let options = StorageOptions {
+            url: self.database_url.clone(),
+            max_connections: 2,
+        };
         let storage = Storage::open(&options).await.unwrap();
-        let tenant = storage.find_tenant_by_name(&"acme".parse().unwrap()).await.unwrap().unwrap();
+        let tenant = storage
+            .find_tenant_by_name(&"acme".parse().unwrap())
+            .await
+            .unwrap()
+            .unwrap();
         let (first, last) = (LocalDay(19_700_101), LocalDay(99_981_231));
         let daily = storage.usage_by_day(tenant.id, first, last).await.unwrap();
-        let (first, last) = (Month::from_number(197_001).unwrap(), Month::from_number(999_801).unwrap());
-        let monthly = storage.usage_by_month(tenant.id, first, last).await.unwrap();
+        let (first, last) = (
+            Month::from_number(197_001).unwrap(),
+            Month::from_number(999_801).unwrap(),
+        );
+        let monthly = storage
+            .usage_by_month(tenant.id, first, last)
+            .await
+            .unwrap();
         storage.close().await;
         (
-            (daily.iter().map(|(_, s)| s.requests).sum(), daily.iter().map(|(_, s)| s.quota_tokens).sum()),
-            (monthly.iter().map(|(_, s)| s.requests).sum(), monthly.iter().map(|(_, s)| s.quota_tokens).sum()),
+            (
+                daily.iter().map(|(_, s)| s.requests).sum(),
+                daily.iter().map(|(_, s)| s.quota_tokens).sum(),
+            ),
+            (
+                monthly.iter().map(|(_, s)| s.requests).sum(),
+                monthly.iter().map(|(_, s)| s.quota_tokens).sum(),
+            ),
         )
     }
 
@@ -195,11 +251,19 @@ impl Deployment {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
             let records = self.records().await;
-            assert!(records.len() <= count, "{} records instead of {count}", records.len());
+            assert!(
+                records.len() <= count,
+                "{} records instead of {count}",
+                records.len()
+            );
             if records.len() == count {
                 return records;
             }
-            assert!(tokio::time::Instant::now() < deadline, "{} records instead of {count}", records.len());
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "{} records instead of {count}",
+                records.len()
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -228,11 +292,15 @@ impl Relay {
 
     /// Sends a request with the deployment's key and reads the whole answer.
     pub(crate) async fn post(&self, path: &str, body: &Value) -> Response {
-        call(self.address, &Request::post(path, body).key(self.key())).await.unwrap()
+        call(self.address, &Request::post(path, body).key(self.key()))
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn get(&self, path: &str) -> Response {
-        call(self.address, &Request::get(path).key(self.key())).await.unwrap()
+        call(self.address, &Request::get(path).key(self.key()))
+            .await
+            .unwrap()
     }
 
     /// Stops it as an operator does and returns whether it ended cleanly.
@@ -267,13 +335,20 @@ impl PostgresDatabase {
         psql(server, &format!("CREATE DATABASE {name}"));
         let mut url = url::Url::parse(server).unwrap();
         url.set_path(&name);
-        Self { server: server.to_owned(), name, url: url.into() }
+        Self {
+            server: server.to_owned(),
+            name,
+            url: url.into(),
+        }
     }
 }
 
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
-        psql(&self.server, &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name));
+        psql(
+            &self.server,
+            &format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name),
+        );
     }
 }
 
@@ -284,6 +359,8 @@ fn rand_u128() -> u128 {
 }
 
 fn psql(server: &str, statement: &str) {
-    let finished = Program::new("psql").args([server, "-X", "-q", "-c", statement]).run(PATIENCE);
+    let finished = Program::new("psql")
+        .args([server, "-X", "-q", "-c", statement])
+        .run(PATIENCE);
     assert!(finished.status.success(), "psql: {}", finished.stderr);
 }

@@ -14,7 +14,8 @@ const ANSWER_WORDS: usize = 12;
 /// Sends a stream, reads `events` events of the answer, then leaves.
 async fn leave_after(relay: &Relay, events: usize) {
     let mut client = HttpClient::connect(relay.address).await.unwrap();
-    let request = Request::post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).key(relay.key());
+    let request =
+        Request::post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).key(relay.key());
     client.send(&request).await.unwrap();
     assert_eq!(client.read_head().await.unwrap().status, 200);
     for _ in 0..events {
@@ -23,10 +24,23 @@ async fn leave_after(relay: &Relay, events: usize) {
 }
 
 fn assert_record(record: &StoredRecord, ending: Ending, basis: Basis, input: i64, output: i64) {
-    let seen = (&*record.ending, &*record.basis, record.usage.input, record.usage.output);
-    assert_eq!(seen, (ending.as_str(), basis.as_str(), input, output), "{record:?}");
+    let seen = (
+        &*record.ending,
+        &*record.basis,
+        record.usage.input,
+        record.usage.output,
+    );
+    assert_eq!(
+        seen,
+        (ending.as_str(), basis.as_str(), input, output),
+        "{record:?}"
+    );
     let owes_nothing = record.usage.total() == 0;
-    assert_eq!(record.quota_tokens, if owes_nothing { 0 } else { input + output }, "{record:?}");
+    assert_eq!(
+        record.quota_tokens,
+        if owes_nothing { 0 } else { input + output },
+        "{record:?}"
+    );
 }
 
 on_both_databases! {

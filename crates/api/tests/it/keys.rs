@@ -8,7 +8,12 @@ use sluice_testkit::{Request, Response, Script, call};
 use crate::deployment::{Deployment, MODEL, PATIENCE, Relay, chat, on_both_databases};
 
 async fn ask(relay: &Relay, key: &str) -> Response {
-    call(relay.address, &Request::post("/v1/chat/completions", &chat(2)).key(key)).await.unwrap()
+    call(
+        relay.address,
+        &Request::post("/v1/chat/completions", &chat(2)).key(key),
+    )
+    .await
+    .unwrap()
 }
 
 /// Asks until the answer has the status, and returns how long that took.
@@ -19,14 +24,22 @@ async fn wait_for_status(relay: &Relay, key: &str, status: u16) -> Duration {
         if seen == status {
             return began.elapsed();
         }
-        assert!(began.elapsed() < PATIENCE, "status {seen} instead of {status}");
+        assert!(
+            began.elapsed() < PATIENCE,
+            "status {seen} instead of {status}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 fn key_id(deployment: &Deployment, name: &str) -> String {
-    let keys: serde_json::Value = serde_json::from_str(&deployment.run(&["key", "list", "--json"])).unwrap();
-    let keys = keys.as_array().cloned().or_else(|| keys["data"].as_array().cloned()).unwrap();
+    let keys: serde_json::Value =
+        serde_json::from_str(&deployment.run(&["key", "list", "--json"])).unwrap();
+    let keys = keys
+        .as_array()
+        .cloned()
+        .or_else(|| keys["data"].as_array().cloned())
+        .unwrap();
     let key = keys.iter().find(|k| k["name"] == name).unwrap();
     key["id"].as_str().unwrap().to_owned()
 }

@@ -25,20 +25,34 @@ fn sdks() -> Vec<Sdk> {
     let (python, node) = (variable("SLUICE_TEST_PYTHON"), variable("SLUICE_TEST_NODE"));
     let mut found = Vec::new();
     if let Some(program) = python {
-        found.push(Sdk { name: "python", program, arguments: vec![script("chat.py")] });
+        found.push(Sdk {
+            name: "python",
+            program,
+            arguments: vec![script("chat.py")],
+        });
     }
     if let Some(program) = node {
         for package in ["openai", "openai-v6"] {
             let arguments = vec![script("chat.mjs"), package.to_owned()];
-            found.push(Sdk { name: package, program: program.clone(), arguments });
+            found.push(Sdk {
+                name: package,
+                program: program.clone(),
+                arguments,
+            });
         }
     }
     let is_required = variable("REQUIRE_BACKENDS").is_some();
-    assert!(found.len() == 3 || !is_required, "REQUIRE_BACKENDS=1, but only {found:?} are installed");
+    assert!(
+        found.len() == 3 || !is_required,
+        "REQUIRE_BACKENDS=1, but only {found:?} are installed"
+    );
     found
 }
 
-#[expect(clippy::disallowed_methods, reason = "tests are told by the environment what is installed")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests are told by the environment what is installed"
+)]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -53,8 +67,15 @@ impl Sdk {
             .env("BASE_URL", format!("http://{}/v1", relay.address))
             .env("API_KEY", key)
             .env("MODEL", model);
-        let finished = tokio::task::spawn_blocking(move || program.run(SDK_PATIENCE)).await.unwrap();
-        assert!(finished.status.success(), "{} {case}: {}", self.name, finished.stderr);
+        let finished = tokio::task::spawn_blocking(move || program.run(SDK_PATIENCE))
+            .await
+            .unwrap();
+        assert!(
+            finished.status.success(),
+            "{} {case}: {}",
+            self.name,
+            finished.stderr
+        );
         serde_json::from_str(finished.stdout.trim()).unwrap()
     }
 }

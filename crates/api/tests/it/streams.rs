@@ -24,7 +24,11 @@ fn content(stream: &str) -> String {
         .split("\n\n")
         .filter_map(|event| event.strip_prefix("data: "))
         .filter_map(|data| serde_json::from_str::<Value>(data).ok())
-        .filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned))
+        .filter_map(|chunk| {
+            chunk["choices"][0]["delta"]["content"]
+                .as_str()
+                .map(str::to_owned)
+        })
         .collect()
 }
 
@@ -32,7 +36,10 @@ fn content(stream: &str) -> String {
 async fn the_head_says_what_proxies_and_clients_need() {
     let relay = relay();
     let response = relay.post("/v1/chat/completions", &streamed_chat(3)).await;
-    assert_eq!(response.header("content-type"), Some("text/event-stream; charset=utf-8"));
+    assert_eq!(
+        response.header("content-type"),
+        Some("text/event-stream; charset=utf-8")
+    );
     assert_eq!(response.header("cache-control"), Some("no-cache"));
     assert_eq!(response.header("x-accel-buffering"), Some("no"));
     assert_eq!(response.header("content-length"), None);
@@ -69,12 +76,21 @@ async fn only_data_lines_and_comments_leave_whatever_the_provider_sends() {
             }
             let text = stream(&relay, script, &streamed_chat(3)).await;
             assert!(!text.starts_with('\u{feff}'), "{quirk:?}");
-            let lines: Vec<&str> = text.split(['\r', '\n']).filter(|line| !line.is_empty()).collect();
+            let lines: Vec<&str> = text
+                .split(['\r', '\n'])
+                .filter(|line| !line.is_empty())
+                .collect();
             for line in &lines {
-                assert!(line.starts_with("data:") || line.starts_with(':'), "{quirk:?} sends `{line}`");
+                assert!(
+                    line.starts_with("data:") || line.starts_with(':'),
+                    "{quirk:?} sends `{line}`"
+                );
                 assert_ne!(line.trim(), "data:", "{quirk:?} sends empty data");
             }
-            assert!(lines.last().unwrap().ends_with("[DONE]"), "{quirk:?}: {text}");
+            assert!(
+                lines.last().unwrap().ends_with("[DONE]"),
+                "{quirk:?}: {text}"
+            );
         }
     }
 }
@@ -92,7 +108,10 @@ async fn the_usage_event_is_for_those_who_asked() {
     let refused = stream(&relay, Script::new().words(4), &request).await;
     assert!(!refused.contains("\"total_tokens\""), "{refused}");
     for served in relay.upstream().served() {
-        assert_eq!(served.json()["stream_options"]["include_usage"], json!(true));
+        assert_eq!(
+            served.json()["stream_options"]["include_usage"],
+            json!(true)
+        );
     }
     assert_eq!(content(&without), content(&with));
 }
@@ -107,7 +126,12 @@ async fn an_error_inside_a_stream_is_passed_in_our_form_and_ends_it() {
         ErrorShape::Flat,
         ErrorShape::FlatThenDone,
     ] {
-        let text = stream(&relay, Script::new().words(6).error_at(3, shape), &streamed_chat(3)).await;
+        let text = stream(
+            &relay,
+            Script::new().words(6).error_at(3, shape),
+            &streamed_chat(3),
+        )
+        .await;
         let last = text.trim_end().rsplit("\n\n").next().unwrap();
         let error: Value = serde_json::from_str(last.strip_prefix("data: ").unwrap()).unwrap();
         assert!(error["error"]["message"].is_string(), "{shape:?}: {text}");
@@ -120,7 +144,9 @@ async fn an_error_inside_a_stream_is_passed_in_our_form_and_ends_it() {
 #[tokio::test]
 async fn an_error_as_first_event_is_a_real_status() {
     let relay = relay();
-    relay.upstream().script(Script::new().words(6).error_at(0, ErrorShape::Object));
+    relay
+        .upstream()
+        .script(Script::new().words(6).error_at(0, ErrorShape::Object));
     let response = relay.post("/v1/chat/completions", &streamed_chat(3)).await;
     assert!(response.status() >= 400, "{}", response.status());
     assert!(response.json()["error"]["message"].is_string());
@@ -132,12 +158,23 @@ async fn silence_is_filled_with_comments_and_the_head_does_not_wait_for_ever() {
     deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", 200);
     deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", 1_000);
     let relay = deployment.start();
-    relay.upstream().script(Script::new().words(3).first_event_delay(Duration::from_millis(2_500)));
+    relay.upstream().script(
+        Script::new()
+            .words(3)
+            .first_event_delay(Duration::from_millis(2_500)),
+    );
     let mut client = HttpClient::connect(relay.address).await.unwrap();
-    client.send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key())).await.unwrap();
+    client
+        .send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key()))
+        .await
+        .unwrap();
     let asked = tokio::time::Instant::now();
     assert_eq!(client.read_head().await.unwrap().status, 200);
-    assert!(asked.elapsed() < Duration::from_millis(1_000), "the head left after {:?}", asked.elapsed());
+    assert!(
+        asked.elapsed() < Duration::from_millis(1_000),
+        "the head left after {:?}",
+        asked.elapsed()
+    );
     let (events, error) = client.read_events().await;
     assert!(error.is_none());
     let comments = events.iter().filter(|e| e.is_comment()).count();
@@ -150,7 +187,9 @@ async fn a_failure_after_the_head_has_left_is_an_error_event() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
     deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", 100);
     let relay = deployment.start();
-    relay.upstream().script(Script::refuse(500).head_delay(Duration::from_millis(600)));
+    relay
+        .upstream()
+        .script(Script::refuse(500).head_delay(Duration::from_millis(600)));
     let response = relay.post("/v1/chat/completions", &streamed_chat(3)).await;
     assert_eq!(response.status(), 200);
     let text = String::from_utf8(response.body.to_vec()).unwrap();
@@ -168,7 +207,11 @@ async fn the_answer_closes_at_once_after_done_and_upstream_connections_are_used_
         assert_eq!(response.status(), 200);
     }
     // Two threads, each with connections of its own.
-    assert!(relay.upstream().connections() <= 3, "{} connections", relay.upstream().connections());
+    assert!(
+        relay.upstream().connections() <= 3,
+        "{} connections",
+        relay.upstream().connections()
+    );
 }
 
 #[tokio::test]
@@ -176,9 +219,19 @@ async fn open_streams_end_when_the_relay_stops() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
     deployment.set("SLUICE_SERVER_DRAIN_MS", 300);
     let relay = deployment.start();
-    relay.upstream().script(Script::new().words(9).pause_at(5, Duration::from_millis(1_400)));
-    let mut client = HttpClient::connect(relay.address).await.unwrap().patience(PATIENCE);
-    client.send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key())).await.unwrap();
+    relay.upstream().script(
+        Script::new()
+            .words(9)
+            .pause_at(5, Duration::from_millis(1_400)),
+    );
+    let mut client = HttpClient::connect(relay.address)
+        .await
+        .unwrap()
+        .patience(PATIENCE);
+    client
+        .send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key()))
+        .await
+        .unwrap();
     client.read_head().await.unwrap();
     client.next_event().await.unwrap().unwrap();
     relay.process.terminate();
@@ -195,9 +248,19 @@ async fn open_streams_end_when_the_relay_stops() {
 #[tokio::test]
 async fn open_streams_finish_when_the_relay_stops_in_time() {
     let relay = relay();
-    relay.upstream().script(Script::new().words(9).pause_at(5, Duration::from_millis(800)));
-    let mut client = HttpClient::connect(relay.address).await.unwrap().patience(PATIENCE);
-    client.send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key())).await.unwrap();
+    relay.upstream().script(
+        Script::new()
+            .words(9)
+            .pause_at(5, Duration::from_millis(800)),
+    );
+    let mut client = HttpClient::connect(relay.address)
+        .await
+        .unwrap()
+        .patience(PATIENCE);
+    client
+        .send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key()))
+        .await
+        .unwrap();
     client.read_head().await.unwrap();
     relay.process.terminate();
     let (events, error) = client.read_events().await;

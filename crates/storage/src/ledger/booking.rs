@@ -2,16 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use sluice_domain::id::{InstanceId, TenantId};
+use sluice_domain::id::{InstanceId, TenantId, UpstreamKeyId};
 use sluice_domain::ports::Posted;
+use sluice_domain::quota::CounterBalance;
 use sluice_domain::record::{AttemptRecord, Caller, NumberedRecord};
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
-use super::counters::Counters;
+use super::counters::{BalanceRow, Booked, Counters};
 use super::sums::{self, Entry, stage_word};
 use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
 use crate::error::{Failure, corrupt};
+use crate::group::{Group, Part};
 use crate::text::{Words, clean};
 
 bulks! {
@@ -57,6 +59,11 @@ bulks! {
             quota_tokens = rollup_monthly.quota_tokens + excluded.quota_tokens";
 }
 
+/// What is inserted per record.
+static RECORDS: Group = Group::new();
+/// What is added per batch.
+static SUMS: Group = Group::new();
+
 /// Statement months by tenant and quota month.
 type StatementPeriods = BTreeMap<(Uuid, Month), i32>;
 
@@ -84,23 +91,32 @@ on_both! {
                 Entry::new(numbered.post_no, &numbered.record, statement)
             })
             .collect();
-        if self.insert_records(instance, &entries).await? != entries.len() {
-            return Err(Failure::NotAllNew);
-        }
-        self.insert_attempts(&entries).await?;
-        self.insert_details(&entries).await?;
-        let balances = self.add_charges(&mut counters.booked).await?;
-        self.add_to_rollups(&entries).await?;
-        Ok(Posted { inserted: entries.len(), counters: balances })
+        self.insert_records(instance, &entries).await?;
+        let counters = self.add_sums(&entries, &mut counters.booked).await?;
+        Ok(Posted { inserted: entries.len(), counters })
     }
 
+    /// Inserts records with their attempts and details, all new or none.
     async fn insert_records(
         &mut self,
         instance: InstanceId,
         entries: &[Entry<'_>],
-    ) -> Result<usize, Failure> {
-        let mut words = Words::default();
-        self.execute_bulk(&INSERT_RECORDS, entries, |arguments, entry| {
+    ) -> Result<(), Failure> {
+        let attempts: Vec<(Uuid, i32, &AttemptRecord)> = entries
+            .iter()
+            .flat_map(|entry| {
+                let request = entry.record.open.request_id.as_uuid();
+                (1_i32..).zip(&entry.record.end.attempts).map(move |(n, a)| (request, n, a))
+            })
+            .collect();
+        let details: Vec<(Uuid, &Caller)> = entries
+            .iter()
+            .map(|entry| (entry.record.open.request_id.as_uuid(), &entry.record.open.caller))
+            .filter(|(_, caller)| caller.ip.is_some() || caller.user_agent.is_some())
+            .collect();
+        let expected = entries.len() + attempts.len() + details.len();
+        let (mut words, mut errors) = (Words::default(), Words::default());
+        let records = Part::new(&INSERT_RECORDS, entries, |arguments, entry| {
             let (open, end) = (&entry.record.open, &entry.record.end);
             let attempt = entry.last_attempt();
             row!(
@@ -134,58 +150,43 @@ on_both! {
                 end.first_event_ms,
                 end.duration_ms,
             )
-        })
-        .await
-    }
-
-    async fn insert_attempts(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
-        let attempts: Vec<(Uuid, i32, &AttemptRecord)> = entries
-            .iter()
-            .flat_map(|entry| {
-                let request = entry.record.open.request_id.as_uuid();
-                (1_i32..).zip(&entry.record.end.attempts).map(move |(n, a)| (request, n, a))
-            })
-            .collect();
-        let mut words = Words::default();
-        self.execute_bulk(&INSERT_ATTEMPTS, &attempts, |arguments, (request, n, attempt)| {
+        });
+        let attempts = Part::new(&INSERT_ATTEMPTS, &attempts, |arguments, (request, n, attempt)| {
             row!(
                 arguments,
                 *request,
                 *n,
                 attempt.upstream_id.as_uuid(),
-                attempt.upstream_key_id.map(|id| id.as_uuid()),
+                attempt.upstream_key_id.map(UpstreamKeyId::as_uuid),
                 clean(&attempt.upstream_model),
                 attempt.status.map(i32::from),
-                attempt.error.map(|error| words.share(error)),
+                attempt.error.map(|error| errors.share(error)),
                 attempt.started_at.0,
                 attempt.head_ms,
             )
-        })
-        .await?;
-        Ok(())
-    }
-
-    async fn insert_details(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
-        let details: Vec<(Uuid, &Caller)> = entries
-            .iter()
-            .map(|entry| (entry.record.open.request_id.as_uuid(), &entry.record.open.caller))
-            .filter(|(_, caller)| caller.ip.is_some() || caller.user_agent.is_some())
-            .collect();
-        self.execute_bulk(&INSERT_DETAILS, &details, |arguments, (request, caller)| {
+        });
+        let details = Part::new(&INSERT_DETAILS, &details, |arguments, (request, caller)| {
             row!(
                 arguments,
                 *request,
                 caller.ip.map(|ip| ip.to_string()),
                 caller.user_agent.as_ref().map(clean),
             )
-        })
-        .await?;
-        Ok(())
+        });
+        let inserted = self.execute_group(&RECORDS, [records, attempts, details]).await?;
+        // Of a record that was there, nothing is inserted.
+        if inserted == expected { Ok(()) } else { Err(Failure::NotAllNew) }
     }
 
-    async fn add_to_rollups(&mut self, entries: &[Entry<'_>]) -> Result<(), Failure> {
+    /// Adds records to their counters and rollups; returns the new balances.
+    async fn add_sums(
+        &mut self,
+        entries: &[Entry<'_>],
+        booked: &mut [Booked],
+    ) -> Result<Vec<CounterBalance>, Failure> {
         let rollups = sums::rollups(entries);
-        self.execute_bulk(&ADD_TO_DAYS, &rollups.daily, |arguments, (key, sums)| {
+        let counters = Self::add_charges(booked);
+        let days = Part::new(&ADD_TO_DAYS, &rollups.daily, |arguments, (key, sums)| {
             row!(
                 arguments,
                 key.tenant_id,
@@ -205,9 +206,8 @@ on_both! {
                 sums.reasoning_output,
                 sums.quota,
             )
-        })
-        .await?;
-        self.execute_bulk(&ADD_TO_MONTHS, &rollups.monthly, |arguments, (key, sums)| {
+        });
+        let months = Part::new(&ADD_TO_MONTHS, &rollups.monthly, |arguments, (key, sums)| {
             row!(
                 arguments,
                 key.tenant_id,
@@ -226,9 +226,9 @@ on_both! {
                 sums.reasoning_output,
                 sums.quota,
             )
-        })
-        .await?;
-        Ok(())
+        });
+        let balances: Vec<BalanceRow> = self.fetch_group(&SUMS, [counters, days, months]).await?;
+        balances.into_iter().map(BalanceRow::balance).collect()
     }
 
     /// Decides the statement month of quota months that are not their own: the oldest open one of
@@ -250,18 +250,16 @@ on_both! {
     async fn oldest_open_period(&mut self, tenant: Uuid) -> Result<i32, Failure> {
         let open: Option<i32> =
             sql_scalar!(OLDEST_OPEN_PERIOD, tenant).fetch_optional(&mut *self.conn).await?;
-        let period = match open {
-            Some(period) => period,
-            None => {
-                // All are closed: the month after the latest is opened.
-                let latest: i32 =
-                    sql_scalar!(LATEST_PERIOD, tenant).fetch_one(&mut *self.conn).await?;
-                let latest = Month::from_number(latest)
-                    .ok_or_else(|| corrupt("periods", "period", TenantId::from_uuid(tenant)))?;
-                let next = latest.next().as_number();
-                self.make_period(tenant, next).await?;
-                next
-            }
+        let period = if let Some(period) = open {
+            period
+        } else {
+            // All are closed: the month after the latest is opened.
+            let latest: i32 = sql_scalar!(LATEST_PERIOD, tenant).fetch_one(&mut *self.conn).await?;
+            let latest = Month::from_number(latest)
+                .ok_or_else(|| corrupt("periods", "period", TenantId::from_uuid(tenant)))?;
+            let next = latest.next().as_number();
+            self.make_period(tenant, next).await?;
+            next
         };
         self.lock_periods(&[tenant], &[period]).await?;
         Ok(period)

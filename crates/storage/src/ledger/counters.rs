@@ -9,7 +9,9 @@ use uuid::Uuid;
 
 use super::sums::{Charge, Charges};
 use crate::bulk::Repeats;
+use crate::dialect::Args;
 use crate::error::{Failure, corrupt};
+use crate::group::Part;
 
 bulks! {
     // The state of a month stands beside the counter of its tenant.
@@ -43,7 +45,7 @@ struct FoundRow {
 }
 
 #[derive(FromRow)]
-struct BalanceRow {
+pub(crate) struct BalanceRow {
     scope: String,
     scope_id: Uuid,
     period: i32,
@@ -51,8 +53,23 @@ struct BalanceRow {
     used_tokens: i64,
 }
 
+impl BalanceRow {
+    pub(crate) fn balance(self) -> Result<CounterBalance, Failure> {
+        let (scope, month) = scope_and_month(&self.scope, self.scope_id, self.period)?;
+        let (cap_tokens, used_tokens) = (self.cap_tokens, self.used_tokens);
+        Ok(CounterBalance {
+            scope,
+            month,
+            cap_tokens,
+            used_tokens,
+        })
+    }
+}
+
 fn scope_and_month(scope: &str, id: Uuid, period: i32) -> Result<(Scope, Month), Failure> {
-    let kind: ScopeKind = scope.parse().map_err(|_bad| corrupt("counters", "scope", id))?;
+    let kind: ScopeKind = scope
+        .parse()
+        .map_err(|_bad| corrupt("counters", "scope", id))?;
     let month = Month::from_number(period).ok_or_else(|| corrupt("counters", "period", id))?;
     Ok((Scope { kind, id }, month))
 }
@@ -72,13 +89,22 @@ fn sort_found(rows: Vec<FoundRow>, charges: &Charges) -> Result<(Counters, Missi
     let (mut counters, mut missing) = (Counters::default(), Missing::new());
     for row in rows {
         let (scope, month) = scope_and_month(&row.scope, row.scope_id, row.period)?;
-        let Some(charge) = charges.get(&(scope, month)).copied() else { continue };
+        let Some(charge) = charges.get(&(scope, month)).copied() else {
+            continue;
+        };
         let is_tenant = scope.kind == ScopeKind::Tenant;
         if is_tenant {
-            counters.period_states.insert((scope.id, month), row.period_state);
+            counters
+                .period_states
+                .insert((scope.id, month), row.period_state);
         }
         if let Some(counter_id) = row.counter_id {
-            counters.booked.push(Booked { counter_id, scope, month, charge });
+            counters.booked.push(Booked {
+                counter_id,
+                scope,
+                month,
+                charge,
+            });
         } else if is_tenant || row.quota_tokens.is_some() || row.quota_nano.is_some() {
             missing.insert((scope, month), charge);
         }
@@ -132,36 +158,24 @@ on_both! {
             })
             .await?;
         let mut seen = HashSet::with_capacity(found.len());
-        found.retain(|row| seen.insert((row.scope.len(), row.scope_id, row.period)));
+        found.retain(|row| seen.insert((row.scope.clone(), row.scope_id, row.period)));
         Ok(found)
     }
 
-    /// Adds charges to their counters; returns the new balances.
-    pub(crate) async fn add_charges(
-        &mut self,
-        booked: &mut [Booked],
-    ) -> Result<Vec<CounterBalance>, Failure> {
+    /// Adds charges to their counters; the rows that come back are the new balances.
+    pub(crate) fn add_charges(booked: &mut [Booked]) -> Part<'_, Args<Self>> {
         booked.sort_by_key(|b| b.counter_id);
-        let rows: Vec<BalanceRow> = self
-            .fetch_bulk(&ADD_CHARGES, booked, Repeats::Never, |arguments, b| {
-                row!(
-                    arguments,
-                    b.counter_id,
-                    b.charge.tenant_id.as_uuid(),
-                    b.scope.kind.as_str(),
-                    b.scope.id,
-                    b.month.as_number(),
-                    b.charge.tokens,
-                )
-            })
-            .await?;
-        rows.into_iter()
-            .map(|row| {
-                let (scope, month) = scope_and_month(&row.scope, row.scope_id, row.period)?;
-                let (cap_tokens, used_tokens) = (row.cap_tokens, row.used_tokens);
-                Ok(CounterBalance { scope, month, cap_tokens, used_tokens })
-            })
-            .collect()
+        Part::new(&ADD_CHARGES, booked, |arguments, b| {
+            row!(
+                arguments,
+                b.counter_id,
+                b.charge.tenant_id.as_uuid(),
+                b.scope.kind.as_str(),
+                b.scope.id,
+                b.month.as_number(),
+                b.charge.tokens,
+            )
+        })
     }
 
     pub(crate) async fn load_counters(

@@ -49,7 +49,10 @@ impl Numbers {
             return Err(internal("the numbers of a batch are not dense"));
         }
         let last = records.last().map_or(0, |numbered| numbered.post_no);
-        Ok(Self { before_first: first - 1, last })
+        Ok(Self {
+            before_first: first - 1,
+            last,
+        })
     }
 }
 
@@ -65,7 +68,7 @@ struct Known {
 
 impl Known {
     /// Tells new records from repeated ones, and both from those that contradict the ledger.
-    fn sort<'r>(mut self, instance: InstanceId, records: &'r [NumberedRecord]) -> Sorted<'r> {
+    fn sort(mut self, instance: InstanceId, records: &[NumberedRecord]) -> Sorted<'_> {
         let mut sorted = Sorted::default();
         for numbered in records {
             let request = numbered.record.open.request_id.as_uuid();
@@ -73,13 +76,20 @@ impl Known {
             if self.quarantined.contains(&numbered.post_no) {
                 continue;
             }
-            match (self.origins.get(&request), self.posted.get(&numbered.post_no)) {
+            match (
+                self.origins.get(&request),
+                self.posted.get(&numbered.post_no),
+            ) {
                 (Some(known), _) if *known == origin => {}
                 (Some(_), _) => {
-                    sorted.refused.push((numbered, "another post has the same request id"));
+                    sorted
+                        .refused
+                        .push((numbered, "another post has the same request id"));
                 }
                 (None, Some(_)) => {
-                    sorted.refused.push((numbered, "another request has the same post number"));
+                    sorted
+                        .refused
+                        .push((numbered, "another request has the same post number"));
                 }
                 (None, None) => {
                     self.origins.insert(request, origin);

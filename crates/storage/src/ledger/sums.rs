@@ -26,7 +26,12 @@ pub(crate) struct Entry<'r> {
 impl<'r> Entry<'r> {
     pub(crate) fn new(post_no: i64, record: &'r UsageRecord, statement_period: i32) -> Self {
         let requested_model = clean(&record.open.requested_model);
-        Self { post_no, record, statement_period, requested_model }
+        Self {
+            post_no,
+            record,
+            statement_period,
+            requested_model,
+        }
     }
 
     pub(crate) fn last_attempt(&self) -> Option<&'r AttemptRecord> {
@@ -34,7 +39,8 @@ impl<'r> Entry<'r> {
     }
 
     fn upstream_id(&self) -> Uuid {
-        self.last_attempt().map_or(Uuid::nil(), |attempt| attempt.upstream_id.as_uuid())
+        self.last_attempt()
+            .map_or(Uuid::nil(), |attempt| attempt.upstream_id.as_uuid())
     }
 }
 
@@ -65,7 +71,10 @@ pub(crate) fn charges<'r>(records: impl Iterator<Item = &'r UsageRecord>) -> Cha
         for scope in payer.scopes() {
             let charge = charges
                 .entry((scope, record.open.period))
-                .or_insert(Charge { tenant_id: payer.tenant_id, tokens: 0 });
+                .or_insert(Charge {
+                    tenant_id: payer.tenant_id,
+                    tokens: 0,
+                });
             charge.tokens = charge.tokens.saturating_add(record.end.quota_tokens);
         }
     }
@@ -179,7 +188,10 @@ pub(crate) fn rollups(entries: &[Entry<'_>]) -> Rollups {
         };
         monthly.entry(key).or_default().add(sums);
     }
-    Rollups { daily: daily.into_iter().collect(), monthly: monthly.into_iter().collect() }
+    Rollups {
+        daily: daily.into_iter().collect(),
+        monthly: monthly.into_iter().collect(),
+    }
 }
 
 /// The upstream of a stored rollup; the nil UUID stands for none.

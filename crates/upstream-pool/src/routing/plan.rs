@@ -48,7 +48,7 @@ pub struct TargetInfo<'a> {
     /// Its protocol.
     pub kind: ProviderKind,
     /// The name of the model there.
-    pub upstream_model: &'a str,
+    pub upstream_model: &'a Arc<str>,
 }
 
 /// One choice: a target and one of its upstream keys.
@@ -68,7 +68,7 @@ impl<'a> Lane<'a> {
     }
 }
 
-fn info<'a>(upstream: &'a PreparedUpstream, model: &'a str) -> TargetInfo<'a> {
+fn info<'a>(upstream: &'a PreparedUpstream, model: &'a Arc<str>) -> TargetInfo<'a> {
     TargetInfo {
         upstream_id: upstream.id,
         upstream_name: &upstream.name,
@@ -131,14 +131,17 @@ impl RoutePlan {
     }
 
     /// Returns every target that the plan may reach, in the order of the tiers.
-    pub fn targets<'a>(&'a self, requested_model: &'a str) -> impl Iterator<Item = TargetInfo<'a>> {
+    pub fn targets<'a>(
+        &'a self,
+        requested_model: &'a Arc<str>,
+    ) -> impl Iterator<Item = TargetInfo<'a>> {
         self.tiers
             .iter()
             .flat_map(|tier| tier.targets.iter())
             .map(move |target| {
                 info(
                     &target.upstream,
-                    target.model.as_deref().unwrap_or(requested_model),
+                    target.model.as_ref().unwrap_or(requested_model),
                 )
             })
     }

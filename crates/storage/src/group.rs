@@ -1,0 +1,177 @@
+//! Statements that follow each other in every batch, as one text where the driver takes one.
+//!
+//! A call of SQLite is a change of threads and back, which costs as much as several rows.
+
+use std::sync::OnceLock;
+
+use sqlx::Arguments;
+use sqlx::error::BoxDynError;
+
+use crate::bulk::{Bulk, Run, SIZES, WRONG_WIDTH};
+use crate::dialect::Placeholders;
+use crate::error::{Failure, internal};
+
+/// Statements in a group.
+const PARTS: usize = 3;
+
+type Bind<'r, A> = Box<dyn FnMut(&mut A, usize) -> Result<(), BoxDynError> + Send + 'r>;
+
+/// The rows of one statement of a [`Group`].
+pub(crate) struct Part<'r, A> {
+    pub(crate) bulk: &'static Bulk,
+    pub(crate) rows: usize,
+    /// Binds the row of an index.
+    pub(crate) bind: Bind<'r, A>,
+}
+
+impl<'r, A> Part<'r, A> {
+    pub(crate) fn new<R: Sync>(
+        bulk: &'static Bulk,
+        rows: &'r [R],
+        mut bind: impl FnMut(&mut A, &R) -> Result<(), BoxDynError> + Send + 'r,
+    ) -> Self {
+        let bind: Bind<'r, A> =
+            Box::new(move |arguments, at| rows.get(at).map_or(Ok(()), |row| bind(arguments, row)));
+        Self {
+            bulk,
+            rows: rows.len(),
+            bind,
+        }
+    }
+}
+
+/// Statements that follow each other.
+pub(crate) struct Group {
+    /// By the statements that a text has (a bit each) and by size.
+    texts: [[OnceLock<String>; SIZES.len()]; 1 << PARTS],
+}
+
+impl Group {
+    pub(crate) const fn new() -> Self {
+        Self {
+            texts: [const { [const { OnceLock::new() }; SIZES.len()] }; 1 << PARTS],
+        }
+    }
+
+    /// Cuts the rows of all parts into runs; each part in a run has as many rows.
+    ///
+    /// A group is used with the same statements in the same order always.
+    pub(crate) fn runs<'r, A: Arguments + Default>(
+        &'static self,
+        mut parts: [Part<'r, A>; PARTS],
+    ) -> impl Iterator<Item = Result<Run<A>, Failure>> + use<'r, A> {
+        let mut done = [0; PARTS];
+        std::iter::from_fn(move || {
+            let left: [usize; PARTS] = std::array::from_fn(|part| parts[part].rows - done[part]);
+            let most = left.into_iter().max()?;
+            let at = SIZES.iter().position(|size| *size <= most)?;
+            let has = left.map(|left| left >= SIZES[at]);
+            let sql = self.text(parts.each_ref().map(|part| part.bulk), has, at);
+            let mut arguments = A::default();
+            for (part, done) in parts.iter_mut().zip(&mut done) {
+                if part.rows - *done < SIZES[at] {
+                    continue;
+                }
+                if let Err(failure) = bind_rows(part, *done, SIZES[at], &mut arguments) {
+                    return Some(Err(failure));
+                }
+                *done += SIZES[at];
+            }
+            Some(Ok(Run { sql, arguments }))
+        })
+    }
+
+    fn text(
+        &'static self,
+        bulks: [&'static Bulk; PARTS],
+        has: [bool; PARTS],
+        at: usize,
+    ) -> &'static str {
+        let mask = has.iter().fold(0, |mask, has| mask * 2 + usize::from(*has));
+        self.texts[mask][at].get_or_init(|| {
+            let present = bulks.iter().zip(has).filter(|(_, has)| *has);
+            let texts = present.map(|(bulk, _)| bulk.build(SIZES[at], Placeholders::Plain));
+            texts.collect::<Vec<_>>().join("; ")
+        })
+    }
+}
+
+fn bind_rows<A: Arguments>(
+    part: &mut Part<'_, A>,
+    first: usize,
+    count: usize,
+    arguments: &mut A,
+) -> Result<(), Failure> {
+    let values = count * part.bulk.columns();
+    let before = arguments.len();
+    arguments.reserve(values, 0);
+    for row in first..first + count {
+        (part.bind)(arguments, row).map_err(sqlx::Error::Encode)?;
+    }
+    if arguments.len() == before + values {
+        Ok(())
+    } else {
+        Err(internal(WRONG_WIDTH).into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    static GROUP: Group = Group::new();
+    static ONE: Bulk = Bulk::new("ONE", "INSERT INTO one (a) VALUES ", 1, "");
+    static TWO: Bulk = Bulk::new("TWO", "INSERT INTO two (a, b) VALUES ", 2, "");
+    static THREE: Bulk = Bulk::new("THREE", "INSERT INTO three (a) VALUES ", 1, "");
+
+    fn part<'r>(bulk: &'static Bulk, rows: &'r [i64]) -> Part<'r, sqlx::sqlite::SqliteArguments> {
+        Part::new(
+            bulk,
+            rows,
+            |arguments: &mut sqlx::sqlite::SqliteArguments, row| {
+                for _ in 0..bulk.columns() {
+                    arguments.add(*row)?;
+                }
+                Ok(())
+            },
+        )
+    }
+
+    #[test]
+    fn a_run_has_the_parts_that_have_rows_enough() {
+        let rows = [7; 5];
+        let runs = GROUP.runs([
+            part(&ONE, &rows[..3]),
+            part(&TWO, &rows),
+            part(&THREE, &rows[..0]),
+        ]);
+        let runs: Vec<_> = runs
+            .map(|run| run.unwrap())
+            .map(|run| (run.sql, run.arguments.len()))
+            .collect();
+        assert_eq!(
+            runs,
+            [
+                (
+                    "INSERT INTO two (a, b) VALUES (?, ?), (?, ?), (?, ?), (?, ?)",
+                    8
+                ),
+                ("INSERT INTO one (a) VALUES (?), (?)", 2),
+                (
+                    "INSERT INTO one (a) VALUES (?); INSERT INTO two (a, b) VALUES (?, ?)",
+                    3
+                ),
+            ]
+        );
+    }
+
+    #[test]
+    fn no_rows_are_no_run() {
+        assert_eq!(
+            GROUP
+                .runs([part(&ONE, &[]), part(&TWO, &[]), part(&THREE, &[])])
+                .count(),
+            0
+        );
+    }
+}

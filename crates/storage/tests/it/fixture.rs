@@ -1,0 +1,377 @@
+//! Databases and builders.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sluice_domain::id::{
+    BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
+};
+use sluice_domain::key::{KeyHash, ProxyKey, import_key};
+use sluice_domain::ports::{Guard, LedgerStore};
+use sluice_domain::quota::{Payer, Scope, ScopeKind};
+use sluice_domain::record::{
+    AttemptRecord, Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord,
+};
+use sluice_domain::route::Endpoint;
+use sluice_domain::tenant::{EntityState, Role, Tenant, User};
+use sluice_domain::time::{TimeZone, UnixMillis};
+use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
+use sluice_storage::key::NewProxyKey;
+use sluice_storage::tenant::NewTenant;
+use sluice_storage::user::NewUser;
+use sluice_storage::{Backend, Storage, StorageOptions};
+use sqlx::{PgPool, SqlitePool};
+use uuid::Uuid;
+
+/// 2026-11-18T11:06:40Z.
+pub(crate) const NOW: UnixMillis = UnixMillis(1_795_000_000_000);
+
+static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// Returns a new id, later than all before.
+pub(crate) fn id() -> Uuid {
+    let mut random = [0; 10];
+    random[2..].copy_from_slice(&NUMBER.fetch_add(1, Ordering::Relaxed).to_be_bytes());
+    uuid_v7(u64::try_from(NOW.0).unwrap(), random)
+}
+
+enum Raw {
+    Sqlite {
+        pool: SqlitePool,
+        _folder: tempfile::TempDir,
+    },
+    Postgres {
+        pool: PgPool,
+        schema: String,
+    },
+}
+
+/// An empty, migrated database of its own.
+pub(crate) struct Database {
+    pub(crate) storage: Storage,
+    pub(crate) url: String,
+    raw: Raw,
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests are configured by the environment"
+)]
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+impl Database {
+    pub(crate) async fn sqlite() -> Self {
+        let database = Self::empty_sqlite().await;
+        database.storage.migrate().await.unwrap();
+        database.storage.ensure_calendar(NOW).await.unwrap();
+        database
+    }
+
+    pub(crate) async fn empty_sqlite() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("sluice.db").display());
+        let storage = Storage::open(&StorageOptions {
+            url: url.clone(),
+            max_connections: 4,
+        })
+        .await
+        .unwrap();
+        let pool = SqlitePool::connect(&url).await.unwrap();
+        Self {
+            storage,
+            url,
+            raw: Raw::Sqlite {
+                pool,
+                _folder: folder,
+            },
+        }
+    }
+
+    pub(crate) async fn postgres() -> Option<Self> {
+        let database = Self::empty_postgres().await?;
+        database.storage.migrate().await.unwrap();
+        database.storage.ensure_calendar(NOW).await.unwrap();
+        Some(database)
+    }
+
+    pub(crate) async fn empty_postgres() -> Option<Self> {
+        let Some(server) = environment("SLUICE_TEST_POSTGRES_URL") else {
+            assert!(
+                environment("REQUIRE_BACKENDS").as_deref() != Some("1"),
+                "SLUICE_TEST_POSTGRES_URL is not set"
+            );
+            println!("skipped: SLUICE_TEST_POSTGRES_URL is not set");
+            return None;
+        };
+        let schema = format!("sluice_test_{}_{}", std::process::id(), id().simple());
+        let admin = PgPool::connect(&server).await.unwrap();
+        sqlx::query(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}")))
+            .execute(&admin)
+            .await
+            .unwrap();
+        admin.close().await;
+        let separator = if server.contains('?') { '&' } else { '?' };
+        let url = format!("{server}{separator}options=-csearch_path%3D{schema}");
+        let storage = Storage::open(&StorageOptions {
+            url: url.clone(),
+            max_connections: 5,
+        })
+        .await
+        .unwrap();
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(2)
+            .connect(&url)
+            .await
+            .unwrap();
+        Some(Self {
+            storage,
+            url,
+            raw: Raw::Postgres { pool, schema },
+        })
+    }
+
+    pub(crate) fn is_sqlite(&self) -> bool {
+        self.storage.backend() == Backend::Sqlite
+    }
+
+    /// Runs SQL behind the back of the storage.
+    pub(crate) async fn execute(&self, sql: &str) -> Result<u64, sqlx::Error> {
+        let sql = sqlx::AssertSqlSafe(sql.to_owned());
+        match &self.raw {
+            Raw::Sqlite { pool, .. } => sqlx::query(sql)
+                .execute(pool)
+                .await
+                .map(|d| d.rows_affected()),
+            Raw::Postgres { pool, .. } => sqlx::query(sql)
+                .execute(pool)
+                .await
+                .map(|d| d.rows_affected()),
+        }
+    }
+
+    /// Reads one number behind the back of the storage.
+    pub(crate) async fn number(&self, sql: &str) -> i64 {
+        let text = sqlx::AssertSqlSafe(format!("SELECT CAST(({sql}) AS BIGINT)"));
+        match &self.raw {
+            Raw::Sqlite { pool, .. } => sqlx::query_scalar(text).fetch_one(pool).await.unwrap(),
+            Raw::Postgres { pool, .. } => sqlx::query_scalar(text).fetch_one(pool).await.unwrap(),
+        }
+    }
+
+    /// Reads a column of text behind the back of the storage.
+    pub(crate) async fn texts(&self, sql: &str) -> Vec<String> {
+        let text = sqlx::AssertSqlSafe(sql.to_owned());
+        match &self.raw {
+            Raw::Sqlite { pool, .. } => sqlx::query_scalar(text).fetch_all(pool).await.unwrap(),
+            Raw::Postgres { pool, .. } => sqlx::query_scalar(text).fetch_all(pool).await.unwrap(),
+        }
+    }
+
+    /// Prepares a statement; returns the number of its parameters.
+    pub(crate) async fn parameters(&self, sql: &'static str) -> Result<usize, sqlx::Error> {
+        use sqlx::{Either, Executor, SqlSafeStr, Statement};
+        let sql = sql.into_sql_str();
+        let count = |parameters: Option<Either<usize, usize>>| match parameters {
+            Some(Either::Left(count) | Either::Right(count)) => count,
+            None => 0,
+        };
+        Ok(match &self.raw {
+            Raw::Sqlite { pool, .. } => {
+                let statement = pool.acquire().await?.prepare(sql).await?;
+                count(statement.parameters().map(|p| p.map_left(<[_]>::len)))
+            }
+            Raw::Postgres { pool, .. } => {
+                let statement = pool.acquire().await?.prepare(sql).await?;
+                count(statement.parameters().map(|p| p.map_left(<[_]>::len)))
+            }
+        })
+    }
+
+    /// Writes an id as a literal.
+    pub(crate) fn literal(&self, id: Uuid) -> String {
+        if self.is_sqlite() {
+            format!("x'{}'", id.simple())
+        } else {
+            format!("CAST('{id}' AS UUID)")
+        }
+    }
+
+    pub(crate) async fn close(self) {
+        self.storage.close().await;
+        if let Raw::Postgres { schema, .. } = &self.raw {
+            self.execute(&format!("DROP SCHEMA {schema} CASCADE"))
+                .await
+                .unwrap();
+        }
+    }
+
+    pub(crate) async fn tenant(&self, name: &str) -> Tenant {
+        self.tenant_with_quota(name, None).await
+    }
+
+    pub(crate) async fn tenant_with_quota(&self, name: &str, quota_tokens: Option<i64>) -> Tenant {
+        let new = NewTenant {
+            id: TenantId::from_uuid(id()),
+            name: name.parse().unwrap(),
+            time_zone: TimeZone::utc(),
+            quota_tokens,
+            now: NOW,
+        };
+        self.storage.create_tenant(new).await.unwrap()
+    }
+
+    pub(crate) async fn user(&self, tenant: &Tenant, name: &str) -> User {
+        self.storage
+            .create_user(new_user(tenant, name))
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    pub(crate) async fn key(&self, user: &User, text: &str) -> ProxyKey {
+        self.storage
+            .insert_key(new_key(user, text))
+            .await
+            .unwrap()
+            .unwrap()
+    }
+
+    /// Returns a tenant with a user and a key.
+    pub(crate) async fn account(&self, name: &str) -> Account {
+        let tenant = self.tenant(name).await;
+        let user = self.user(&tenant, "anna").await;
+        let key = self.key(&user, &format!("sk-test-{name}-0001")).await;
+        Account { tenant, user, key }
+    }
+
+    /// Returns a claimed instance.
+    pub(crate) async fn instance(&self) -> Guard {
+        let (instance_id, boot_id) = (InstanceId::from_uuid(id()), BootId::from_uuid(id()));
+        let row = self
+            .storage
+            .claim_instance(instance_id, None, boot_id, NOW)
+            .await
+            .unwrap();
+        Guard {
+            instance_id,
+            boot_id,
+            seq: row.seq,
+        }
+    }
+}
+
+pub(crate) struct Account {
+    pub(crate) tenant: Tenant,
+    pub(crate) user: User,
+    pub(crate) key: ProxyKey,
+}
+
+impl Account {
+    pub(crate) fn payer(&self) -> Payer {
+        Payer {
+            tenant_id: self.tenant.id,
+            user_id: self.user.id,
+            key_id: self.key.id,
+        }
+    }
+
+    pub(crate) fn scope(&self, kind: ScopeKind) -> Scope {
+        let id = match kind {
+            ScopeKind::Tenant => self.tenant.id.as_uuid(),
+            ScopeKind::User => self.user.id.as_uuid(),
+            ScopeKind::Key => self.key.id.as_uuid(),
+        };
+        Scope { kind, id }
+    }
+
+    /// Returns records with dense numbers.
+    pub(crate) fn records(&self, first: i64, count: i64) -> Vec<NumberedRecord> {
+        (first..first + count)
+            .map(|post_no| self.record(post_no))
+            .collect()
+    }
+
+    /// Returns a record that charges 30 tokens.
+    pub(crate) fn record(&self, post_no: i64) -> NumberedRecord {
+        let zone = TimeZone::utc();
+        let model: Arc<str> = Arc::from("gpt-4o");
+        NumberedRecord {
+            post_no,
+            record: UsageRecord {
+                open: OpenRequest {
+                    request_id: RequestId::from_uuid(id()),
+                    payer: self.payer(),
+                    period: zone.period_of(NOW).month,
+                    local_day: zone.day_of(NOW).day,
+                    started_at: NOW,
+                    endpoint: Endpoint::ChatCompletions,
+                    streams: true,
+                    requested_model: Arc::clone(&model),
+                    caller: Caller {
+                        ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
+                        user_agent: Some(Arc::from("curl/8")),
+                    },
+                },
+                end: RequestEnd {
+                    ending: Ending::Finished,
+                    stage: Stage::Relaying,
+                    status: 200,
+                    error_code: None,
+                    usage: TokenUsage {
+                        input: 20,
+                        cached_input: 5,
+                        output: 10,
+                        ..TokenUsage::default()
+                    },
+                    basis: Basis::Reported,
+                    quota_tokens: 30,
+                    first_event_ms: Some(7),
+                    duration_ms: 9,
+                    attempts: smallvec::smallvec![AttemptRecord {
+                        upstream_id: UpstreamId::from_uuid(Uuid::from_u128(7)),
+                        upstream_key_id: Some(UpstreamKeyId::from_uuid(Uuid::from_u128(8))),
+                        upstream_model: model,
+                        status: Some(200),
+                        error: None,
+                        started_at: NOW,
+                        head_ms: 6,
+                    }],
+                },
+            },
+        }
+    }
+}
+
+pub(crate) fn hash(text: &str) -> KeyHash {
+    sluice_domain::key::Pepper::new([7; 32]).hasher().hash(text)
+}
+
+pub(crate) fn new_user(tenant: &Tenant, name: &str) -> NewUser {
+    NewUser {
+        id: UserId::from_uuid(id()),
+        tenant_id: tenant.id,
+        name: name.parse().unwrap(),
+        role: Role::Member,
+        quota_tokens: None,
+        now: NOW,
+    }
+}
+
+pub(crate) fn new_key(user: &User, text: &str) -> NewProxyKey {
+    NewProxyKey {
+        id: ProxyKeyId::from_uuid(id()),
+        tenant_id: user.tenant_id,
+        user_id: user.id,
+        name: "laptop".parse().unwrap(),
+        key_hash: hash(text),
+        hint: import_key(text).unwrap().hint(),
+        expires_at: Some(UnixMillis(NOW.0 + 1_000)),
+        allowed_models: Some(vec!["gpt-4o".to_owned()]),
+        quota_tokens: None,
+        state: EntityState::Active,
+        now: NOW,
+    }
+}

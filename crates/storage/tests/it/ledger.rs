@@ -1,0 +1,620 @@
+use std::sync::Arc;
+
+use sluice_domain::id::{BootId, InstanceId, RequestId, TenantId};
+use sluice_domain::ports::{Guard, LedgerStore, StoreError};
+use sluice_domain::quota::ScopeKind;
+use sluice_domain::record::NumberedRecord;
+use sluice_domain::time::{Month, TimeZone};
+use sluice_domain::usage::MAX_AMOUNT;
+
+use crate::fixture::{Account, Database, NOW, id};
+
+fn month() -> Month {
+    TimeZone::utc().period_of(NOW).month
+}
+
+async fn post(database: &Database, guard: &mut Guard, records: &[NumberedRecord]) -> usize {
+    let posted = database
+        .storage
+        .post_batch(*guard, records, NOW)
+        .await
+        .unwrap();
+    guard.seq += 1;
+    posted.inserted
+}
+
+async fn count(database: &Database, table: &str) -> i64 {
+    database
+        .number(&format!("SELECT COUNT(*) FROM {table}"))
+        .await
+}
+
+/// Checks the identities of the ledger that must hold in every snapshot.
+async fn check_sums(database: &Database) {
+    let used = database
+        .number("SELECT COALESCE(SUM(used_tokens), 0) FROM counters WHERE scope = 'tenant'")
+        .await;
+    let records = database
+        .number("SELECT COALESCE(SUM(quota_tokens), 0) FROM usage_records")
+        .await;
+    let entries = database
+        .number(
+            "SELECT COALESCE(SUM(e.amount_tokens), 0) FROM ledger_entries e \
+             JOIN counters c ON c.counter_id = e.counter_id WHERE c.scope = 'tenant'",
+        )
+        .await;
+    assert_eq!(used, records + entries, "used = records + entries");
+    for table in ["rollup_daily", "rollup_monthly"] {
+        let tokens = format!("SELECT COALESCE(SUM(quota_tokens), 0) FROM {table}");
+        assert_eq!(database.number(&tokens).await, records, "records = {table}");
+        let requests = format!("SELECT COALESCE(SUM(requests), 0) FROM {table}");
+        assert_eq!(
+            database.number(&requests).await,
+            count(database, "usage_records").await,
+            "{table}"
+        );
+    }
+    let numbers =
+        "SELECT COUNT(*) FROM instances WHERE posted_rows + quarantined_rows <> posted_no";
+    assert_eq!(database.number(numbers).await, 0, "every number is a row");
+}
+
+async fn a_batch_moves_everything_once(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let records = account.records(1, 300);
+    assert_eq!(post(database, &mut guard, &records).await, 300);
+    check_sums(database).await;
+    for _ in 0..3 {
+        assert_eq!(post(database, &mut guard, &records).await, 0, "again");
+        check_sums(database).await;
+    }
+    let overlapping = [&records[250..], &account.records(301, 20)].concat();
+    assert_eq!(post(database, &mut guard, &overlapping).await, 20);
+    check_sums(database).await;
+    for (table, rows) in [
+        ("usage_records", 320),
+        ("attempts", 320),
+        ("record_details", 320),
+        ("quarantine", 0),
+    ] {
+        assert_eq!(count(database, table).await, rows, "{table}");
+    }
+    let row = database
+        .storage
+        .find_instance(guard.instance_id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((row.posted_no, row.seq), (320, guard.seq));
+    let balance = database
+        .storage
+        .load_counters(&[account.scope(ScopeKind::Tenant)], month())
+        .await;
+    assert_eq!(balance.unwrap()[0].used_tokens, 320 * 30);
+}
+
+async fn every_size_of_batch_is_posted(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let mut next = 1;
+    for size in [1, 2, 3, 7, 8, 9, 31, 33, 127, 129, 257] {
+        let records = account.records(next, size);
+        assert_eq!(
+            post(database, &mut guard, &records).await,
+            records.len(),
+            "{size}"
+        );
+        next += size;
+    }
+    check_sums(database).await;
+    assert_eq!(count(database, "attempts").await, next - 1);
+}
+
+async fn balances_come_back_for_scopes_that_are_counted(database: &Database) {
+    let account = database.account("acme").await;
+    let scope = account.scope(ScopeKind::Key);
+    database
+        .storage
+        .set_quota(scope, account.tenant.id, Some(100), NOW)
+        .await
+        .unwrap();
+    let guard = database.instance().await;
+    let mut posted = database
+        .storage
+        .post_batch(guard, &account.records(1, 2), NOW)
+        .await
+        .unwrap();
+    posted.counters.sort_by_key(|counter| counter.scope);
+    let seen: Vec<_> = posted
+        .counters
+        .iter()
+        .map(|c| (c.scope.kind, c.cap_tokens, c.used_tokens))
+        .collect();
+    assert_eq!(
+        seen,
+        [
+            (ScopeKind::Tenant, None, 60),
+            (ScopeKind::Key, Some(100), 60)
+        ]
+    );
+}
+
+async fn a_guard_that_does_not_fit_does_nothing(database: &Database) {
+    let account = database.account("acme").await;
+    let guard = database.instance().await;
+    let records = account.records(1, 2);
+    let foreign = BootId::from_uuid(id());
+    for wrong in [
+        Guard {
+            boot_id: foreign,
+            ..guard
+        },
+        Guard {
+            seq: guard.seq + 1,
+            ..guard
+        },
+        Guard {
+            seq: guard.seq - 1,
+            ..guard
+        },
+        Guard {
+            instance_id: InstanceId::from_uuid(id()),
+            ..guard
+        },
+    ] {
+        let error = database
+            .storage
+            .post_batch(wrong, &records, NOW)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, StoreError::Guard), "{error:?}");
+        let error = database
+            .storage
+            .quarantine(wrong, &records[0], "x", NOW)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, StoreError::Guard), "{error:?}");
+    }
+    let beat = database
+        .storage
+        .heartbeat(
+            Guard {
+                boot_id: foreign,
+                ..guard
+            },
+            NOW,
+        )
+        .await;
+    assert!(matches!(beat, Err(StoreError::Guard)));
+    database.storage.heartbeat(guard, NOW).await.unwrap();
+    assert_eq!(
+        count(database, "usage_records").await + count(database, "quarantine").await,
+        0
+    );
+    let row = database
+        .storage
+        .find_instance(guard.instance_id)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((row.seq, row.posted_no), (guard.seq, 0));
+}
+
+async fn an_instance_is_claimed_by_its_own_boots_only(database: &Database) {
+    let storage = &database.storage;
+    let instance = InstanceId::from_uuid(id());
+    let [first, second, third] = std::array::from_fn(|_| BootId::from_uuid(id()));
+    assert!(storage.find_instance(instance).await.unwrap().is_none());
+    assert_eq!(
+        storage
+            .claim_instance(instance, None, first, NOW)
+            .await
+            .unwrap()
+            .seq,
+        1
+    );
+    let row = storage
+        .claim_instance(instance, Some(first), second, NOW)
+        .await
+        .unwrap();
+    assert_eq!((row.boot_id, row.seq, row.posted_no), (second, 2, 0));
+    // The answer was lost: the same claim again.
+    assert_eq!(
+        storage
+            .claim_instance(instance, Some(first), second, NOW)
+            .await
+            .unwrap()
+            .seq,
+        3
+    );
+    let error = storage
+        .claim_instance(instance, Some(first), third, NOW)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Guard), "{error:?}");
+    let error = storage
+        .claim_instance(instance, None, third, NOW)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Guard), "{error:?}");
+    assert_eq!(
+        storage
+            .find_instance(instance)
+            .await
+            .unwrap()
+            .unwrap()
+            .boot_id,
+        second
+    );
+}
+
+async fn a_gap_before_or_inside_a_batch_is_refused(database: &Database) {
+    let account = database.account("acme").await;
+    let guard = database.instance().await;
+    let holes = [account.record(1), account.record(3)];
+    for records in [account.records(2, 1), holes.to_vec(), account.records(0, 1)] {
+        let error = database
+            .storage
+            .post_batch(guard, &records, NOW)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, StoreError::Internal { .. }), "{error:?}");
+    }
+    assert_eq!(count(database, "usage_records").await, 0);
+    assert_eq!(
+        database
+            .storage
+            .find_instance(guard.instance_id)
+            .await
+            .unwrap()
+            .unwrap()
+            .seq,
+        guard.seq
+    );
+}
+
+async fn a_request_id_of_another_post_is_set_aside_and_charged(database: &Database) {
+    let account = database.account("acme").await;
+    let scope = account.scope(ScopeKind::Key);
+    database
+        .storage
+        .set_quota(scope, account.tenant.id, Some(1_000), NOW)
+        .await
+        .unwrap();
+    let (mut one, mut two) = (database.instance().await, database.instance().await);
+    let first = account.records(1, 3);
+    assert_eq!(post(database, &mut one, &first).await, 3);
+    let mut second = account.records(1, 3);
+    second[1].record.open.request_id = first[0].record.open.request_id;
+    assert_eq!(post(database, &mut two, &second).await, 2);
+    check_sums(database).await;
+    assert_eq!(count(database, "quarantine").await, 1);
+    assert_eq!(count(database, "ledger_entries").await, 2, "tenant and key");
+    let used = database
+        .storage
+        .load_counters(&[scope], month())
+        .await
+        .unwrap()[0]
+        .used_tokens;
+    assert_eq!(used, 180);
+    // Repeating changes nothing.
+    assert_eq!(post(database, &mut two, &second).await, 0);
+    check_sums(database).await;
+    assert_eq!(count(database, "quarantine").await, 1);
+    // Twice in one batch is the same thing.
+    let mut third = account.records(4, 2);
+    third[1].record.open.request_id = third[0].record.open.request_id;
+    assert_eq!(post(database, &mut two, &third).await, 1);
+    check_sums(database).await;
+    assert_eq!(count(database, "quarantine").await, 2);
+}
+
+async fn a_bad_record_is_refused_and_can_be_set_aside(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let mut records = account.records(1, 3);
+    records[1].record.end.usage.output = -1;
+    let error = database
+        .storage
+        .post_batch(guard, &records, NOW)
+        .await
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Internal { .. }), "{error:?}");
+    assert_eq!(count(database, "usage_records").await, 0);
+    assert_eq!(post(database, &mut guard, &records[..1]).await, 1);
+    database
+        .storage
+        .quarantine(guard, &records[1], "negative\0 output", NOW)
+        .await
+        .unwrap();
+    guard.seq += 1;
+    assert_eq!(post(database, &mut guard, &records[2..]).await, 1);
+    check_sums(database).await;
+    let reasons = database.texts("SELECT reason FROM quarantine").await;
+    assert_eq!(reasons, ["negative\u{fffd} output"]);
+    let stored = database.texts("SELECT record FROM quarantine").await;
+    assert!(
+        stored[0].contains("\"output_tokens\":-1") && !stored[0].contains("127.0.0.1"),
+        "{stored:?}"
+    );
+    // A repetition of the quarantine, with the next guard, changes nothing.
+    database
+        .storage
+        .quarantine(guard, &records[1], "again", NOW)
+        .await
+        .unwrap();
+    check_sums(database).await;
+}
+
+async fn amounts_beyond_the_largest_are_refused(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let huge = |post_no, tokens| {
+        let mut record = account.record(post_no);
+        record.record.end.quota_tokens = tokens;
+        record
+    };
+    assert_eq!(post(database, &mut guard, &[huge(1, MAX_AMOUNT)]).await, 1);
+    for tokens in [1, MAX_AMOUNT, i64::MAX, -1] {
+        let error = database
+            .storage
+            .post_batch(guard, &[huge(2, tokens)], NOW)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, StoreError::Internal { .. }),
+            "{tokens}: {error:?}"
+        );
+    }
+    let used = "SELECT used_tokens FROM counters WHERE scope = 'tenant' AND used_tokens > 0";
+    assert_eq!(database.number(used).await, MAX_AMOUNT);
+    // Setting it aside works although the counter is full.
+    database
+        .storage
+        .quarantine(guard, &huge(2, MAX_AMOUNT), "too much", NOW)
+        .await
+        .unwrap();
+    check_sums(database).await;
+    let raw = database
+        .execute("UPDATE counters SET held_tokens = 4611686018427387905")
+        .await;
+    assert!(raw.is_err());
+    let raw = database
+        .execute("UPDATE counters SET held_tokens = 9223372036854775807 + 1")
+        .await;
+    assert!(raw.is_err());
+}
+
+async fn foreign_text_poisons_no_batch(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let mut records = account.records(1, 3);
+    records[0].record.open.requested_model = Arc::from("evil\0model");
+    records[1].record.open.requested_model = Arc::from("é".repeat(5_000));
+    records[1].record.end.attempts[0].upstream_model = Arc::from("\0".repeat(300));
+    records[2].record.open.caller.user_agent = Some(Arc::from("agent\0"));
+    assert_eq!(post(database, &mut guard, &records).await, 3);
+    check_sums(database).await;
+    let models = database
+        .texts("SELECT requested_model FROM usage_records ORDER BY post_no")
+        .await;
+    assert_eq!(models[0], "evil\u{fffd}model");
+    assert!(models[1].len() <= 256 && models[1].starts_with('é'));
+}
+
+async fn records_and_entries_are_append_only(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    assert_eq!(post(database, &mut guard, &account.records(1, 2)).await, 2);
+    database
+        .storage
+        .quarantine(guard, &account.record(3), "test", NOW)
+        .await
+        .unwrap();
+    for sql in [
+        "UPDATE usage_records SET quota_tokens = 0",
+        "UPDATE usage_records SET status = status",
+        "DELETE FROM usage_records",
+        "UPDATE ledger_entries SET amount_tokens = 0",
+        "DELETE FROM ledger_entries",
+    ] {
+        assert!(database.execute(sql).await.is_err(), "{sql}");
+    }
+    if !database.is_sqlite() {
+        for sql in [
+            "TRUNCATE usage_records",
+            "TRUNCATE usage_records_2026_11",
+            "DELETE FROM usage_records_2026_11",
+            "TRUNCATE ledger_entries",
+        ] {
+            assert!(database.execute(sql).await.is_err(), "{sql}");
+        }
+    }
+    assert_eq!(count(database, "usage_records").await, 2);
+    // Personal data can be erased.
+    assert_eq!(
+        database
+            .execute("DELETE FROM record_details")
+            .await
+            .unwrap(),
+        2
+    );
+}
+
+async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one(
+    database: &Database,
+) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    assert_eq!(post(database, &mut guard, &account.records(1, 1)).await, 1);
+    let tenant = database.literal(account.tenant.id.as_uuid());
+    let close = |number: i32| {
+        format!(
+            "UPDATE periods SET state = 'closed' WHERE tenant_id = {tenant} AND period = {number}"
+        )
+    };
+    assert_eq!(
+        database.execute(&close(month().as_number())).await.unwrap(),
+        1
+    );
+    // By hand: refused by the database itself, on SQLite where the month is summed.
+    let by_hand = if database.is_sqlite() {
+        "UPDATE rollup_monthly SET requests = requests + 1".to_owned()
+    } else {
+        format!(
+            "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, \
+                 period, statement_period, local_day, started_at_ms, endpoint, streams, \
+                 requested_model, ending, stage, status, basis, input_tokens, cached_input_tokens, \
+                 cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, \
+                 duration_ms) \
+             SELECT {}, instance_id, 99, tenant_id, user_id, key_id, period, statement_period, \
+                 local_day, started_at_ms, endpoint, streams, requested_model, ending, stage, status, \
+                 basis, 0, 0, 0, 0, 0, 0, 0 FROM usage_records",
+            database.literal(id())
+        )
+    };
+    let error = database.execute(&by_hand).await.unwrap_err();
+    assert!(
+        error.to_string().contains("the statement period is closed"),
+        "{error}"
+    );
+    // Posted late: the quota month stays, the statement month is the next.
+    assert_eq!(post(database, &mut guard, &account.records(2, 1)).await, 1);
+    let next = month().next();
+    let late = format!(
+        "SELECT COUNT(*) FROM usage_records WHERE period = {} AND statement_period = {}",
+        month().as_number(),
+        next.as_number()
+    );
+    assert_eq!(database.number(&late).await, 1);
+    // All months closed: the one after them is opened.
+    assert_eq!(database.execute(&close(next.as_number())).await.unwrap(), 1);
+    assert_eq!(post(database, &mut guard, &account.records(3, 1)).await, 1);
+    let opened = format!(
+        "SELECT COUNT(*) FROM usage_records WHERE statement_period = {}",
+        next.next().as_number()
+    );
+    assert_eq!(database.number(&opened).await, 1);
+    check_sums(database).await;
+}
+
+async fn a_month_that_is_not_in_the_calendar_is_written(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let old = Month::from_number(202_603).unwrap();
+    let mut records = account.records(1, 2);
+    records[0].record.open.period = old;
+    // The ledger outlives configuration: a tenant that nobody knows.
+    records[1].record.open.payer.tenant_id = TenantId::from_uuid(id());
+    assert_eq!(post(database, &mut guard, &records).await, 2);
+    check_sums(database).await;
+    let bounds = TimeZone::utc().period(old);
+    let written = format!(
+        "SELECT COUNT(*) FROM periods WHERE period = 202603 AND starts_at_ms = {} AND ends_at_ms = {}",
+        bounds.starts_at.0, bounds.ends_at.0
+    );
+    assert_eq!(database.number(&written).await, 1);
+}
+
+async fn a_new_month_starts_with_the_caps_of_the_quotas(database: &Database) {
+    let account = database.account("acme").await;
+    let scope = account.scope(ScopeKind::Key);
+    database
+        .storage
+        .set_quota(scope, account.tenant.id, Some(77), NOW)
+        .await
+        .unwrap();
+    let mut guard = database.instance().await;
+    let mut record = account.record(1);
+    let later = month().next().next();
+    record.record.open.period = later;
+    assert_eq!(post(database, &mut guard, &[record]).await, 1);
+    let balance = database
+        .storage
+        .load_counters(&[scope], later)
+        .await
+        .unwrap()[0];
+    assert_eq!((balance.cap_tokens, balance.used_tokens), (Some(77), 30));
+}
+
+async fn two_tenants_in_one_batch_stay_apart(database: &Database) {
+    let (acme, other) = (
+        database.account("acme").await,
+        database.account("other").await,
+    );
+    let mut guard = database.instance().await;
+    let mut records: Vec<NumberedRecord> = Vec::new();
+    for (no, account) in (1..).zip([&acme, &other, &acme, &acme]) {
+        records.push(account.record(no));
+    }
+    assert_eq!(post(database, &mut guard, &records).await, 4);
+    check_sums(database).await;
+    let scopes = [
+        acme.scope(ScopeKind::Tenant),
+        other.scope(ScopeKind::Tenant),
+    ];
+    let mut found = database
+        .storage
+        .load_counters(&scopes, month())
+        .await
+        .unwrap();
+    found.sort_by_key(|counter| counter.used_tokens);
+    let used: Vec<_> = found
+        .iter()
+        .map(|counter| (counter.scope.id, counter.used_tokens))
+        .collect();
+    assert_eq!(used, [(scopes[1].id, 30), (scopes[0].id, 90)]);
+}
+
+async fn an_empty_batch_only_passes_the_guard(database: &Database) {
+    let mut guard = database.instance().await;
+    assert_eq!(post(database, &mut guard, &[]).await, 0);
+    assert_eq!(
+        database
+            .storage
+            .find_instance(guard.instance_id)
+            .await
+            .unwrap()
+            .unwrap()
+            .seq,
+        guard.seq
+    );
+}
+
+async fn no_record_lands_in_the_default_partition(database: &Database) {
+    if database.is_sqlite() {
+        return;
+    }
+    let account: Account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    assert_eq!(post(database, &mut guard, &account.records(1, 3)).await, 3);
+    assert_eq!(count(database, "usage_records_2026_11").await, 3);
+    assert_eq!(count(database, "usage_records_default").await, 0);
+    // An id of a wrong clock does not stop the batch.
+    let mut stray = account.record(4);
+    stray.record.open.request_id =
+        RequestId::from_uuid(sluice_domain::id::uuid_v7(4_000_000_000_000, [1; 10]));
+    assert_eq!(post(database, &mut guard, &[stray]).await, 1);
+    assert_eq!(count(database, "usage_records_default").await, 1);
+}
+
+on_both! {
+    a_batch_moves_everything_once,
+    every_size_of_batch_is_posted,
+    balances_come_back_for_scopes_that_are_counted,
+    a_guard_that_does_not_fit_does_nothing,
+    an_instance_is_claimed_by_its_own_boots_only,
+    a_gap_before_or_inside_a_batch_is_refused,
+    a_request_id_of_another_post_is_set_aside_and_charged,
+    a_bad_record_is_refused_and_can_be_set_aside,
+    amounts_beyond_the_largest_are_refused,
+    foreign_text_poisons_no_batch,
+    records_and_entries_are_append_only,
+    a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one,
+    a_month_that_is_not_in_the_calendar_is_written,
+    a_new_month_starts_with_the_caps_of_the_quotas,
+    two_tenants_in_one_batch_stay_apart,
+    an_empty_batch_only_passes_the_guard,
+    no_record_lands_in_the_default_partition,
+}
