@@ -117,6 +117,8 @@ pub(crate) struct Metrics {
     surfaces: Vec<Box<SurfaceMetrics>>,
     tokens: [Counter; 5],
     endings: Family<EndingLabel, Counter>,
+    /// Handles of `endings`, by ending and basis.
+    ending_handles: [[OnceLock<Counter>; 5]; 6],
     ledger_open_holds: Gauge,
     ledger_waiting: Gauge,
     ledger_posted: Counter<u64, AtomicU64>,
@@ -193,6 +195,7 @@ impl Metrics {
             surfaces,
             tokens: token_classes,
             endings,
+            ending_handles: [const { [const { OnceLock::new() }; 5] }; 6],
             ledger_open_holds: Gauge::default(),
             ledger_waiting: Gauge::default(),
             ledger_posted: Counter::default(),
@@ -290,12 +293,10 @@ impl Metrics {
 
     /// Counts a usage record.
     pub(crate) fn record_ended(&self, ending: Ending, basis: Basis, usage: &TokenUsage) {
-        self.endings
-            .get_or_create(&EndingLabel {
-                ending: ending.as_str(),
-                basis: basis.as_str(),
-            })
-            .inc();
+        let label = || EndingLabel { ending: ending.as_str(), basis: basis.as_str() };
+        if let Some(handle) = self.ending_handles.get(ending as usize).and_then(|h| h.get(basis as usize)) {
+            handle.get_or_init(|| self.endings.get_or_create_owned(&label())).inc();
+        }
         let amounts = [
             usage.input,
             usage.cached_input,

@@ -160,7 +160,7 @@ async fn answer(
         )
         .into_answer()
     });
-    if let Ok(id) = HeaderValue::try_from(request_id.to_string()) {
+    if let Ok(id) = HeaderValue::from_str(request_id.encode(&mut [0; 36])) {
         response.headers_mut().insert(REQUEST_ID, id.clone());
         response.headers_mut().insert(X_REQUEST_ID, id);
     }

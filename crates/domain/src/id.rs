@@ -28,6 +28,16 @@ macro_rules! ids {
                 Self(id)
             }
 
+            /// Writes the text form without an allocation.
+            pub fn encode(self, buffer: &mut [u8; 36]) -> &str {
+                let (prefix, hex) = buffer.split_at_mut(4);
+                prefix.copy_from_slice(concat!($prefix, "_").as_bytes());
+                if let Some(hex) = hex.first_chunk_mut::<32>() {
+                    self.0.simple().encode_lower(hex);
+                }
+                str::from_utf8(buffer).unwrap_or_default()
+            }
+
             /// Returns the UUID inside.
             pub const fn as_uuid(self) -> Uuid {
                 self.0
@@ -36,7 +46,7 @@ macro_rules! ids {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(f, concat!($prefix, "_{}"), self.0.simple())
+                f.write_str(self.encode(&mut [0; 36]))
             }
         }
 

@@ -14,6 +14,7 @@ mod wheel;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId};
 use sluice_domain::route::Route;
@@ -146,7 +147,7 @@ pub struct ModelEntry {
 #[derive(Debug, Default)]
 pub struct RoutingTable {
     shared: ScopeIndex,
-    by_tenant: HashMap<TenantId, ScopeIndex>,
+    by_tenant: HashMap<TenantId, ScopeIndex, RandomState>,
 }
 
 impl RoutingTable {

@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use super::plan::RoutePlan;
 
 /// The routes of one scope.
 #[derive(Debug, Default)]
 pub(super) struct ScopeIndex {
-    exact: HashMap<Arc<str>, Arc<RoutePlan>>,
+    /// Filled by admins only, so that its hash need not withstand chosen names.
+    exact: HashMap<Arc<str>, Arc<RoutePlan>, RandomState>,
     /// Sorted by prefix after [`finish`](Self::finish).
     patterns: Vec<Pattern>,
 }
