@@ -263,6 +263,13 @@ CREATE TABLE usage_records (
     -- Of the last attempt; NULL when nothing was sent.
     upstream_id              UUID,
     upstream_model           TEXT,
+    upstream_key_id          UUID,
+    -- How many attempts there were.
+    attempt_count            INTEGER NOT NULL,
+    -- Of the last attempt when it succeeded; those that failed are rows of `failed_attempts`.
+    attempt_status           INTEGER,
+    attempt_started_at_ms    BIGINT,
+    attempt_head_ms          BIGINT,
     ending                   TEXT    NOT NULL,
     stage                    TEXT    NOT NULL,
     status                   INTEGER NOT NULL,
@@ -311,7 +318,7 @@ CREATE INDEX usage_records_instance_id_post_no_idx ON usage_records (instance_id
 CREATE TABLE usage_records_default PARTITION OF usage_records DEFAULT;
 
 
-CREATE TABLE attempts (
+CREATE TABLE failed_attempts (
     request_id      UUID    NOT NULL,
     n               INTEGER NOT NULL,
     upstream_id     UUID    NOT NULL,
@@ -319,13 +326,22 @@ CREATE TABLE attempts (
     upstream_model  TEXT    NOT NULL,
     -- NULL when no head came.
     status          INTEGER,
-    -- NULL when the attempt succeeded.
-    error           TEXT,
+    error           TEXT    NOT NULL,
     started_at_ms   BIGINT  NOT NULL,
     head_ms         BIGINT  NOT NULL,
-    CONSTRAINT attempts_pk PRIMARY KEY (request_id, n)
+    CONSTRAINT failed_attempts_pk PRIMARY KEY (request_id, n)
 ) PARTITION BY RANGE (request_id);
-CREATE TABLE attempts_default PARTITION OF attempts DEFAULT;
+CREATE TABLE failed_attempts_default PARTITION OF failed_attempts DEFAULT;
+
+-- Every attempt. The one that succeeded is stored with its record, so that the common request costs
+-- one row less.
+CREATE VIEW attempts AS
+    SELECT request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, started_at_ms, head_ms
+    FROM failed_attempts
+    UNION ALL
+    SELECT request_id, attempt_count, upstream_id, upstream_key_id, upstream_model, attempt_status,
+        CAST(NULL AS TEXT), attempt_started_at_ms, attempt_head_ms
+    FROM usage_records WHERE attempt_head_ms IS NOT NULL;
 
 -- Personal data; may be erased, and is no part of any sum.
 CREATE TABLE record_details (
@@ -530,7 +546,7 @@ DECLARE
 BEGIN
     FOR i IN 0..2 LOOP
         low := month_start + make_interval(months => i);
-        FOREACH parent IN ARRAY ARRAY['usage_records', 'attempts', 'record_details'] LOOP
+        FOREACH parent IN ARRAY ARRAY['usage_records', 'failed_attempts', 'record_details'] LOOP
             child := parent || '_' || to_char(low, 'YYYY_MM');
             CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
             -- Two instances may come here at once.

@@ -263,6 +263,13 @@ CREATE TABLE usage_records (
     -- Of the last attempt; NULL when nothing was sent.
     upstream_id              BLOB,
     upstream_model           TEXT,
+    upstream_key_id          BLOB,
+    -- How many attempts there were.
+    attempt_count            INTEGER NOT NULL,
+    -- Of the last attempt when it succeeded; those that failed are rows of `failed_attempts`.
+    attempt_status           INTEGER,
+    attempt_started_at_ms    INTEGER,
+    attempt_head_ms          INTEGER,
     ending                   TEXT    NOT NULL,
     stage                    TEXT    NOT NULL,
     status                   INTEGER NOT NULL,
@@ -316,7 +323,7 @@ CREATE TRIGGER usage_records_no_delete BEFORE DELETE ON usage_records
 BEGIN
     SELECT RAISE(ABORT, 'usage_records is append-only');
 END;
-CREATE TABLE attempts (
+CREATE TABLE failed_attempts (
     request_id      BLOB    NOT NULL,
     n               INTEGER NOT NULL,
     upstream_id     BLOB    NOT NULL,
@@ -324,12 +331,21 @@ CREATE TABLE attempts (
     upstream_model  TEXT    NOT NULL,
     -- NULL when no head came.
     status          INTEGER,
-    -- NULL when the attempt succeeded.
-    error           TEXT,
+    error           TEXT    NOT NULL,
     started_at_ms   INTEGER NOT NULL,
     head_ms         INTEGER NOT NULL,
-    CONSTRAINT attempts_pk PRIMARY KEY (request_id, n)
+    CONSTRAINT failed_attempts_pk PRIMARY KEY (request_id, n)
 ) STRICT, WITHOUT ROWID;
+
+-- Every attempt. The one that succeeded is stored with its record, so that the common request costs
+-- one row less.
+CREATE VIEW attempts AS
+    SELECT request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, started_at_ms, head_ms
+    FROM failed_attempts
+    UNION ALL
+    SELECT request_id, attempt_count, upstream_id, upstream_key_id, upstream_model, attempt_status,
+        CAST(NULL AS TEXT), attempt_started_at_ms, attempt_head_ms
+    FROM usage_records WHERE attempt_head_ms IS NOT NULL;
 
 -- Personal data; may be erased, and is no part of any sum.
 CREATE TABLE record_details (

@@ -14,9 +14,9 @@ use crate::account::Counter;
 use crate::ledger::{Ledger, Shared};
 
 /// How long records are gathered before a batch goes out.
-const BATCH_WINDOW: Duration = Duration::from_millis(10);
+const BATCH_WINDOW: Duration = Duration::from_millis(25);
 /// Most records in one transaction.
-const MAX_BATCH: usize = 512;
+const MAX_BATCH: usize = 1_024;
 /// First pause after the database could not be reached; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);

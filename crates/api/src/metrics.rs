@@ -293,9 +293,18 @@ impl Metrics {
 
     /// Counts a usage record.
     pub(crate) fn record_ended(&self, ending: Ending, basis: Basis, usage: &TokenUsage) {
-        let label = || EndingLabel { ending: ending.as_str(), basis: basis.as_str() };
-        if let Some(handle) = self.ending_handles.get(ending as usize).and_then(|h| h.get(basis as usize)) {
-            handle.get_or_init(|| self.endings.get_or_create_owned(&label())).inc();
+        let label = || EndingLabel {
+            ending: ending.as_str(),
+            basis: basis.as_str(),
+        };
+        if let Some(handle) = self
+            .ending_handles
+            .get(ending as usize)
+            .and_then(|h| h.get(basis as usize))
+        {
+            handle
+                .get_or_init(|| self.endings.get_or_create_owned(&label()))
+                .inc();
         }
         let amounts = [
             usage.input,

@@ -19,12 +19,13 @@ use crate::text::{Words, clean};
 bulks! {
     INSERT_RECORDS = "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, period, \
             statement_period, local_day, started_at_ms, endpoint, streams, requested_model, upstream_id, \
-            upstream_model, ending, stage, status, error_code, basis, input_tokens, cached_input_tokens, \
+            upstream_model, upstream_key_id, attempt_count, attempt_status, attempt_started_at_ms, \
+            attempt_head_ms, ending, stage, status, error_code, basis, input_tokens, cached_input_tokens, \
             cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, first_event_ms, \
             duration_ms) VALUES ",
-        28,
+        33,
         " ON CONFLICT DO NOTHING";
-    INSERT_ATTEMPTS = "INSERT INTO attempts (request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, \
+    INSERT_FAILED_ATTEMPTS = "INSERT INTO failed_attempts (request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, \
             started_at_ms, head_ms) VALUES ",
         9,
         " ON CONFLICT DO NOTHING";
@@ -102,11 +103,14 @@ on_both! {
         instance: InstanceId,
         entries: &[Entry<'_>],
     ) -> Result<(), Failure> {
-        let attempts: Vec<(Uuid, i32, &AttemptRecord)> = entries
+        // The attempt that succeeded stands in the record itself.
+        let failed: Vec<(Uuid, i32, &AttemptRecord, &'static str)> = entries
             .iter()
             .flat_map(|entry| {
                 let request = entry.record.open.request_id.as_uuid();
-                (1_i32..).zip(&entry.record.end.attempts).map(move |(n, a)| (request, n, a))
+                (1_i32..)
+                    .zip(&entry.record.end.attempts)
+                    .filter_map(move |(n, attempt)| Some((request, n, attempt, attempt.error?)))
             })
             .collect();
         let details: Vec<(Uuid, &Caller)> = entries
@@ -114,11 +118,12 @@ on_both! {
             .map(|entry| (entry.record.open.request_id.as_uuid(), &entry.record.open.caller))
             .filter(|(_, caller)| caller.ip.is_some() || caller.user_agent.is_some())
             .collect();
-        let expected = entries.len() + attempts.len() + details.len();
+        let expected = entries.len() + failed.len() + details.len();
         let (mut words, mut errors) = (Words::default(), Words::default());
         let records = Part::new(&INSERT_RECORDS, entries, |arguments, entry| {
             let (open, end) = (&entry.record.open, &entry.record.end);
             let attempt = entry.last_attempt();
+            let success = attempt.filter(|attempt| attempt.error.is_none());
             row!(
                 arguments,
                 open.request_id.as_uuid(),
@@ -136,6 +141,11 @@ on_both! {
                 entry.requested_model.clone(),
                 attempt.map(|attempt| attempt.upstream_id.as_uuid()),
                 attempt.map(|attempt| clean(&attempt.upstream_model)),
+                attempt.and_then(|attempt| attempt.upstream_key_id).map(UpstreamKeyId::as_uuid),
+                i32::try_from(end.attempts.len()).unwrap_or(i32::MAX),
+                success.and_then(|attempt| attempt.status).map(i32::from),
+                success.map(|attempt| attempt.started_at.0),
+                success.map(|attempt| attempt.head_ms),
                 words.share(end.ending.as_str()),
                 words.share(stage_word(end.stage)),
                 i32::from(end.status),
@@ -151,7 +161,7 @@ on_both! {
                 end.duration_ms,
             )
         });
-        let attempts = Part::new(&INSERT_ATTEMPTS, &attempts, |arguments, (request, n, attempt)| {
+        let failed = Part::new(&INSERT_FAILED_ATTEMPTS, &failed, |arguments, (request, n, attempt, error)| {
             row!(
                 arguments,
                 *request,
@@ -160,7 +170,7 @@ on_both! {
                 attempt.upstream_key_id.map(UpstreamKeyId::as_uuid),
                 clean(&attempt.upstream_model),
                 attempt.status.map(i32::from),
-                attempt.error.map(|error| errors.share(error)),
+                errors.share(error),
                 attempt.started_at.0,
                 attempt.head_ms,
             )
@@ -173,7 +183,7 @@ on_both! {
                 caller.user_agent.as_ref().map(clean),
             )
         });
-        let inserted = self.execute_group(&RECORDS, [records, attempts, details]).await?;
+        let inserted = self.execute_group(&RECORDS, [records, failed, details]).await?;
         // Of a record that was there, nothing is inserted.
         if inserted == expected { Ok(()) } else { Err(Failure::NotAllNew) }
     }

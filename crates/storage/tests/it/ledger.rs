@@ -465,11 +465,11 @@ async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one
         format!(
             "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, \
                  period, statement_period, local_day, started_at_ms, endpoint, streams, \
-                 requested_model, ending, stage, status, basis, input_tokens, cached_input_tokens, \
+                 requested_model, attempt_count, ending, stage, status, basis, input_tokens, cached_input_tokens, \
                  cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, \
                  duration_ms) \
              SELECT {}, instance_id, 99, tenant_id, user_id, key_id, period, statement_period, \
-                 local_day, started_at_ms, endpoint, streams, requested_model, ending, stage, status, \
+                 local_day, started_at_ms, endpoint, streams, requested_model, attempt_count, ending, stage, status, \
                  basis, 0, 0, 0, 0, 0, 0, 0 FROM usage_records",
             database.literal(id())
         )
