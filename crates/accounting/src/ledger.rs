@@ -8,7 +8,6 @@ use sluice_domain::ports::{LedgerStore, StoreError};
 use sluice_domain::quota::Payer;
 use sluice_domain::record::{OpenRequest, RequestEnd, UsageRecord};
 use sluice_domain::time::{Period, TimeZone, UnixMillis};
-use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 use tokio::sync::Notify;
 
 use crate::account::{Account, Counter, Counters, Spent};
@@ -30,7 +29,7 @@ pub enum Refusal {
 /// A record that waits for the database, with the counters it moves.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    pub(crate) record: UsageRecord,
+    pub(crate) record: Box<UsageRecord>,
     pub(crate) counters: [Arc<Counter>; 3],
 }
 
@@ -169,18 +168,16 @@ impl Ledger {
         self.shared.stats.open_holds.fetch_add(1, Ordering::Relaxed);
         Ok(Hold {
             shared: Arc::clone(&self.shared),
-            pending: Some(Pending {
-                open,
+            pending: Some(Waiting {
+                // What is posted when nobody ends the request.
+                record: Box::new(UsageRecord {
+                    open,
+                    end: RequestEnd::abandoned(),
+                }),
                 counters: account.counters().clone(),
             }),
         })
     }
-}
-
-#[derive(Debug)]
-struct Pending {
-    open: OpenRequest,
-    counters: [Arc<Counter>; 3],
 }
 
 /// An admitted request. It ends in exactly one record: by [`post`](Self::post), or, when it is
@@ -189,27 +186,27 @@ struct Pending {
 #[must_use = "a hold that is dropped is recorded as a defect"]
 pub struct Hold {
     shared: Arc<Shared>,
-    pending: Option<Pending>,
+    pending: Option<Waiting>,
 }
 
 impl Hold {
     /// Returns what was fixed at admission; `None` only after it was posted.
     pub fn open(&self) -> Option<&OpenRequest> {
-        self.pending.as_ref().map(|p| &p.open)
+        self.pending.as_ref().map(|waiting| &waiting.record.open)
     }
 
     /// Books the end of the request: the only way into the ledger.
     pub fn post(mut self, end: RequestEnd) {
-        self.post_once(end);
+        if let Some(waiting) = &mut self.pending {
+            waiting.record.end = end;
+        }
+        self.post_once();
     }
 
-    fn post_once(&mut self, end: RequestEnd) {
-        if let Some(Pending { open, counters }) = self.pending.take() {
+    fn post_once(&mut self) {
+        if let Some(waiting) = self.pending.take() {
             self.shared.stats.open_holds.fetch_sub(1, Ordering::Relaxed);
-            self.shared.push(Waiting {
-                record: UsageRecord { open, end },
-                counters,
-            });
+            self.shared.push(waiting);
         }
     }
 }
@@ -218,18 +215,7 @@ impl Drop for Hold {
     fn drop(&mut self) {
         if self.pending.is_some() {
             tracing::error!("a hold was dropped without a post; it is recorded with zero tokens");
-            self.post_once(RequestEnd {
-                ending: Ending::Panicked,
-                stage: Stage::Held,
-                status: 500,
-                error_code: Some("internal_error"),
-                usage: TokenUsage::default(),
-                basis: Basis::Unknown,
-                quota_tokens: 0,
-                first_event_ms: None,
-                duration_ms: 0,
-                attempts: smallvec::SmallVec::new(),
-            });
+            self.post_once();
         }
     }
 }

@@ -51,13 +51,10 @@ pub(crate) async fn relay(
     request: Request<Incoming>,
 ) -> Result<Response<AnswerBody>, ApiError> {
     let app = Arc::clone(&worker.app);
+    let now = context.now;
     let (head, body) = request.into_parts();
-    let grant = app
-        .grants
-        .find(credential(&head.headers), app.now())
-        .await?;
+    let grant = app.grants.find(credential(&head.headers), now).await?;
     let body = read_body(&head.headers, body, &app.config.server).await?;
-    let now = app.now();
 
     let outline = outline(&body, endpoint).map_err(|error| bad_request(&error))?;
     if !grant.key.allows_model(&outline.model) {

@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use sluice_domain::id::RequestId;
+use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -48,6 +49,8 @@ pub(crate) const CLIENT_LEFT: u16 = 499;
 pub(crate) struct RequestContext {
     pub(crate) request_id: RequestId,
     pub(crate) peer: SocketAddr,
+    /// When its head had been read.
+    pub(crate) now: UnixMillis,
     pub(crate) started: Instant,
     pub(crate) surface: Surface,
 }
@@ -135,7 +138,8 @@ async fn answer(
 ) -> Result<Response<CountedBody>, Infallible> {
     let started = Instant::now();
     let app = &service.worker.app;
-    let request_id = new_request_id(app.now());
+    let now = app.now();
+    let request_id = new_request_id(now);
     let mut counted = CountedRequest {
         surface: Surface::of_path(request.uri().path()),
         app: Arc::clone(app),
@@ -146,6 +150,7 @@ async fn answer(
     let context = RequestContext {
         request_id,
         peer,
+        now,
         started,
         surface: counted.surface,
     };

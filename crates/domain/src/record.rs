@@ -22,7 +22,7 @@ pub struct OpenRequest {
     pub period: Month,
     /// The tenant's local day.
     pub local_day: LocalDay,
-    /// When the request had been read.
+    /// When the head of the request had been read.
     pub started_at: UnixMillis,
     /// The endpoint.
     pub endpoint: Endpoint,
@@ -87,6 +87,24 @@ pub struct RequestEnd {
     pub attempts: SmallVec<[AttemptRecord; 1]>,
 }
 
+impl RequestEnd {
+    /// Returns the end of a request that nobody ended: a defect of ours, which costs nothing.
+    pub fn abandoned() -> Self {
+        Self {
+            ending: Ending::Panicked,
+            stage: Stage::Held,
+            status: 500,
+            error_code: Some("internal_error"),
+            usage: TokenUsage::default(),
+            basis: Basis::Unknown,
+            quota_tokens: 0,
+            first_event_ms: None,
+            duration_ms: 0,
+            attempts: SmallVec::new(),
+        }
+    }
+}
+
 /// One row of the ledger.
 #[derive(Debug, Clone)]
 pub struct UsageRecord {
@@ -103,6 +121,6 @@ pub struct UsageRecord {
 pub struct NumberedRecord {
     /// The number, from 1.
     pub post_no: i64,
-    /// The record.
-    pub record: UsageRecord,
+    /// The record; in a box, because it changes hands several times.
+    pub record: Box<UsageRecord>,
 }

@@ -8,6 +8,9 @@ use std::ops::Range;
 
 use crate::scan::{Malformed, Scanner};
 
+/// A key that is looked at byte by byte is no longer than this.
+const PLAIN_KEY_BYTES: usize = 32;
+
 /// What a value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -156,12 +159,9 @@ impl<'a> Walker<'a> {
         if self.peek() != Some(b'"') {
             return Err(Malformed::new(self.at, "a key in quotes is missing"));
         }
-        let key = self.value()?;
-        let Some(key) = key.as_str() else {
-            return Err(Malformed::new(
-                key.start,
-                "a key holds half a surrogate pair",
-            ));
+        let key = match self.plain_key() {
+            Some(key) => Cow::Borrowed(key),
+            None => self.any_key()?,
         };
         self.skip_space();
         if self.peek() != Some(b':') {
@@ -171,6 +171,29 @@ impl<'a> Walker<'a> {
         self.skip_space();
         let value = self.value()?;
         Ok(Some(Member { key, value }))
+    }
+
+    /// Returns a short key without escapes and steps over it, which is what nearly all keys are.
+    ///
+    /// The scanner need not hear of it: it reads every block in order, whatever is asked of it.
+    fn plain_key(&mut self) -> Option<&'a str> {
+        let rest = self.text.get(self.at + 1..)?;
+        let window = rest.get(..PLAIN_KEY_BYTES.min(rest.len()))?;
+        let end = window
+            .iter()
+            .position(|byte| matches!(byte, b'"' | b'\\' | ..0x20 | 0x7f..))?;
+        if window.get(end) != Some(&b'"') {
+            return None;
+        }
+        let key = str::from_utf8(window.get(..end)?).ok()?;
+        self.at += end + 2;
+        Some(key)
+    }
+
+    fn any_key(&mut self) -> Result<Cow<'a, str>, Malformed> {
+        let key = self.value()?;
+        key.as_str()
+            .ok_or_else(|| Malformed::new(key.start, "a key holds half a surrogate pair"))
     }
 
     /// Returns the next element; at the end, checks that nothing but white space follows.

@@ -54,7 +54,7 @@ fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) ->
     let zone = TimeZone::utc();
     NumberedRecord {
         post_no,
-        record: UsageRecord {
+        record: Box::new(UsageRecord {
             open: OpenRequest {
                 request_id: RequestId::from_uuid(id(1_000_000 + number)),
                 payer: Payer {
@@ -98,7 +98,7 @@ fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) ->
                 })
                 .collect(),
             },
-        },
+        }),
     }
 }
 

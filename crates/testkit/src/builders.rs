@@ -259,7 +259,10 @@ pub fn a_record_of(payer: Payer) -> UsageRecord {
 pub fn numbered(first: i64, records: impl IntoIterator<Item = UsageRecord>) -> Vec<NumberedRecord> {
     (first..)
         .zip(records)
-        .map(|(post_no, record)| NumberedRecord { post_no, record })
+        .map(|(post_no, record)| NumberedRecord {
+            post_no,
+            record: Box::new(record),
+        })
         .collect()
 }
 

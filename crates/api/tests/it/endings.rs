@@ -6,7 +6,7 @@ use sluice_domain::usage::{Basis, Ending};
 use sluice_storage::usage::StoredRecord;
 use sluice_testkit::{HttpClient, Quirk, Request, Script};
 
-use crate::deployment::{Deployment, PATIENCE, Relay, chat, on_both_databases, streamed_chat};
+use crate::deployment::{PATIENCE, Relay, chat, on_both_databases, streamed_chat};
 
 const PROMPT_WORDS: usize = 7;
 const ANSWER_WORDS: usize = 12;

@@ -79,7 +79,7 @@ on_both! {
         if records.is_empty() {
             return Ok(Posted::default());
         }
-        let charges = sums::charges(records.iter().map(|numbered| &numbered.record));
+        let charges = sums::charges(records.iter().map(|numbered| &*numbered.record));
         let mut counters = self.counters_of(&charges, now).await?;
         let statement_periods = self.statement_periods(&counters).await?;
         let entries: Vec<Entry<'_>> = records
