@@ -6,7 +6,7 @@
 //! **Never here**: SQL, choice of upstreams, wire shapes of providers, arithmetic of quotas.
 //!
 //! Modules in reading order: [`cli`] (commands), [`config`], [`data_folder`], [`serve`] (threads,
-//! start and end), then private: `listen`, `server` (what every request passes), `router` (all
+//! start and end), then private: `listen`, `connection` (how long a client may take), `server` (what every request passes), `router` (all
 //! paths), `auth` (who calls), `relay` (the way of a request: `read`, `in_flight`, `whole`,
 //! `stream`, `refusal`), `models`, `health`, `feed` (changes take effect), `app` (what threads
 //! share), `error`, `metrics`, `logging`, `ids`, `clock`.
@@ -24,6 +24,8 @@ pub mod data_folder;
 pub mod serve;
 
 mod listen;
+
+mod connection;
 
 mod server;
 

@@ -19,11 +19,11 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use sluice_domain::id::RequestId;
 use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 use tower_http::cors::CorsLayer;
 use tower_layer::Layer;
@@ -31,6 +31,7 @@ use tower_service::Service as _;
 
 use crate::app::{App, Worker};
 use crate::body::AnswerBody;
+use crate::connection::{Activity, CountedStream, HeadWatch};
 use crate::error::{ApiError, Code};
 use crate::ids::new_request_id;
 use crate::metrics::{Metrics, Surface};
@@ -112,17 +113,31 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
         tracing::debug!(%error, "TCP_NODELAY cannot be set");
     }
     let app = Arc::clone(&service.worker.app);
-    let service = service_fn(move |request| answer(service.clone(), peer, request));
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(app.config.server.header_timeout)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        () = app.draining.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let config = &app.config.server;
+    let activity = Arc::<Activity>::default();
+    let io = TokioIo::new(CountedStream::new(stream, Arc::clone(&activity)));
+    let mut watch = HeadWatch::new(config.header_timeout, config.idle_timeout, Instant::now());
+    let mut looks = tokio::time::interval(watch.look_every());
+    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+
+    let service =
+        service_fn(|request| answer(service.clone(), Arc::clone(&activity), peer, request));
+    let mut connection = std::pin::pin!(http1::Builder::new().serve_connection(io, service));
+    let mut is_draining = false;
+    let result = loop {
+        tokio::select! {
+            biased;
+            result = connection.as_mut() => break result,
+            () = app.draining.cancelled(), if !is_draining => {
+                is_draining = true;
+                connection.as_mut().graceful_shutdown();
+            }
+            _look = looks.tick() => {
+                if watch.is_overdue(&activity, Instant::now()) {
+                    tracing::trace!("a client is overdue; its connection is closed");
+                    return;
+                }
+            }
         }
     };
     if let Err(error) = result {
@@ -133,6 +148,7 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
 /// Answers one request: gives it an id, counts it, and turns a panic into an answer.
 async fn answer(
     service: Service,
+    activity: Arc<Activity>,
     peer: SocketAddr,
     request: Request<Incoming>,
 ) -> Result<Response<CountedBody>, Infallible> {
@@ -143,9 +159,11 @@ async fn answer(
     let mut counted = CountedRequest {
         surface: Surface::of_path(request.uri().path()),
         app: Arc::clone(app),
+        activity,
         started,
         status: None,
     };
+    counted.activity.request_began();
     app.metrics.request_began(counted.surface);
     let context = RequestContext {
         request_id,
@@ -270,6 +288,7 @@ impl Drop for OpenConnection {
 /// Counts a request when its answer has left, or its client has.
 struct CountedRequest {
     app: Arc<App>,
+    activity: Arc<Activity>,
     surface: Surface,
     started: Instant,
     status: Option<StatusCode>,
@@ -281,6 +300,7 @@ impl Drop for CountedRequest {
             .status
             .or_else(|| StatusCode::from_u16(CLIENT_LEFT).ok())
             .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        self.activity.request_ended();
         self.app
             .metrics
             .request_ended(self.surface, status, self.started.elapsed());

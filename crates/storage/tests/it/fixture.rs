@@ -300,7 +300,7 @@ impl Account {
         let model: Arc<str> = Arc::from("gpt-4o");
         NumberedRecord {
             post_no,
-            record: UsageRecord {
+            record: Box::new(UsageRecord {
                 open: OpenRequest {
                     request_id: RequestId::from_uuid(id()),
                     payer: self.payer(),
@@ -340,7 +340,7 @@ impl Account {
                         head_ms: 6,
                     }],
                 },
-            },
+            }),
         }
     }
 }

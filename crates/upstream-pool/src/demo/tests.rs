@@ -27,12 +27,13 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         max_event_bytes: 1 << 20,
         max_held_bytes: 1 << 20,
     };
+    let model = std::sync::Arc::from("demo-1");
     let target = TargetInfo {
         upstream_id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
         upstream_name: "demo",
         upstream_key_id: None,
         kind: ProviderKind::Demo,
-        upstream_model: "demo-1",
+        upstream_model: &model,
     };
     answer(&call, &target, body.to_string().as_bytes(), Fixed.now())
 }
