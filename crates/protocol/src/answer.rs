@@ -3,6 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use memchr::memmem;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::TokenUsage;
 
@@ -24,6 +25,9 @@ pub struct AnswerFacts {
     pub error: Option<ErrorEvent>,
 }
 
+/// Members that may stand behind the usage in the short way, in bytes.
+const MAX_TAIL: usize = 1_024;
+
 /// Reads what matters about an answer with a status of success.
 ///
 /// Costs some 80 ns per KiB, whatever the answer holds.
@@ -32,7 +36,67 @@ pub fn inspect(endpoint: Endpoint, body: &[u8]) -> AnswerFacts {
     match endpoint {
         Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Embeddings => {}
     }
-    read_facts(body).unwrap_or_default()
+    let body = without_mark(body).trim_ascii_end();
+    plain_facts(body)
+        .or_else(|| read_facts(body).ok())
+        .unwrap_or_default()
+}
+
+/// Reads the facts of an answer as providers nearly always send it: no error in it, and the usage
+/// as one of its last members. `None` when it does not look so; nothing is known then.
+fn plain_facts(body: &[u8]) -> Option<AnswerFacts> {
+    if !body.starts_with(b"{")
+        || !body.ends_with(b"}")
+        || memmem::find(body, b"\"error\"").is_some()
+    {
+        return None;
+    }
+    let key = b"\"usage\"";
+    let at = memmem::rfind(body, key)?;
+    if body.get(at.checked_sub(1)?) == Some(&b'\\') {
+        return None;
+    }
+    let value = body
+        .get(at + key.len()..)?
+        .trim_ascii_start()
+        .strip_prefix(b":")?;
+    let mut objects =
+        serde_json::Deserializer::from_slice(value).into_iter::<&serde_json::value::RawValue>();
+    let usage = objects.next()?.ok()?.get();
+    // An object that leaves only the end of the answer open is one of its own members.
+    let tail = value.get(objects.byte_offset()..)?;
+    if tail.len() > MAX_TAIL || closed_levels(tail)? != 1 {
+        return None;
+    }
+    Some(AnswerFacts {
+        is_json_object: true,
+        usage: usage::read(usage.as_bytes()),
+        error: None,
+    })
+}
+
+/// Returns how many containers the text closes beyond those that it opens; `None` when it stands
+/// inside a string or goes on behind the last of them.
+fn closed_levels(tail: &[u8]) -> Option<i32> {
+    let mut level = 0;
+    let mut bytes = tail.iter();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'{' | b'[' => level -= 1,
+            b'}' | b']' => level += 1,
+            b'"' => loop {
+                match bytes.next()? {
+                    b'\\' => {
+                        bytes.next()?;
+                    }
+                    b'"' => break,
+                    _ => {}
+                }
+            },
+            _ => {}
+        }
+    }
+    Some(level)
 }
 
 fn read_facts(body: &[u8]) -> Result<AnswerFacts, Malformed> {
@@ -165,6 +229,62 @@ mod tests {
 
     fn chat(body: &str) -> AnswerFacts {
         inspect(Endpoint::ChatCompletions, body.as_bytes())
+    }
+
+    fn any_value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<i32>().prop_map(Value::from),
+            prop::sample::select(vec![
+                "usage",
+                "a\"usage\": {",
+                "}",
+                "error",
+                "\\",
+                "]",
+                "\"usage\""
+            ])
+            .prop_map(Value::from),
+            (0..50_i64, 0..50_i64)
+                .prop_map(|(a, b)| json!({"prompt_tokens": a, "completion_tokens": b})),
+        ];
+        leaf.prop_recursive(3, 24, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::hash_map(
+                    prop::sample::select(vec!["usage", "choices", "x\"usage", "error", "id"])
+                        .prop_map(str::to_owned),
+                    inner,
+                    0..4
+                )
+                .prop_map(|members| Value::from(serde_json::Map::from_iter(members))),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_way_finds_what_the_long_way_finds(value in any_value(), is_pretty in any::<bool>()) {
+            let text = if is_pretty { serde_json::to_string_pretty(&value) } else { serde_json::to_string(&value) };
+            let text = text.unwrap();
+            if let Some(facts) = plain_facts(text.as_bytes()) {
+                prop_assert_eq!(Some(facts), read_facts(text.as_bytes()).ok());
+            }
+        }
+    }
+
+    #[test]
+    fn the_short_way_is_taken_for_what_providers_send() {
+        let answer = json!({
+            "id": "x", "object": "chat.completion",
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": "{\"usage\": {"}}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 1}},
+            "service_tier": "default", "system_fingerprint": null,
+        });
+        let facts = plain_facts(answer.to_string().as_bytes()).unwrap();
+        assert_eq!(facts.usage.unwrap().total(), 5);
+        let nested = json!({"choices": [{"usage": {"prompt_tokens": 9}}]}).to_string();
+        assert_eq!(plain_facts(nested.as_bytes()), None);
     }
 
     #[test]
