@@ -160,7 +160,7 @@ settings! {
         /// How long a connection may rest between two requests; longer than a proxy in front keeps
         /// it open.
         idle_timeout ["idle_timeout_ms"]: Duration =
-            Millis { min: 1_000, max: 86_400_000 }, Duration::from_secs(120);
+            Millis { min: 1_000, max: 86_400_000 }, Duration::from_mins(2);
         /// How long a client may take to send the body of a request.
         body_timeout ["body_timeout_ms"]: Duration =
             Millis { min: 100, max: 3_600_000 }, Duration::from_secs(30);

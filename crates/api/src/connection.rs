@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     const HEAD: Duration = Duration::from_secs(10);
-    const IDLE: Duration = Duration::from_secs(120);
+    const IDLE: Duration = Duration::from_mins(2);
 
     fn at(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)

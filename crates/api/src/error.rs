@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::error::Error;
+use std::ops::Deref;
 use std::time::Duration;
 
 use axum::body::Body;
@@ -115,9 +116,27 @@ pub(crate) enum Retry {
     After(Duration),
 }
 
-/// An answer that is an error.
+/// An answer that is an error. In a box, so that it does not weigh on what succeeds.
 #[derive(Debug)]
-pub(crate) struct ApiError {
+pub(crate) struct ApiError(Box<ErrorParts>);
+
+impl Deref for ApiError {
+    type Target = ErrorParts;
+
+    fn deref(&self) -> &ErrorParts {
+        &self.0
+    }
+}
+
+impl From<ErrorParts> for ApiError {
+    fn from(parts: ErrorParts) -> Self {
+        Self(Box::new(parts))
+    }
+}
+
+/// What an error says.
+#[derive(Debug)]
+pub(crate) struct ErrorParts {
     pub(crate) status: StatusCode,
     pub(crate) kind: Cow<'static, str>,
     pub(crate) code: Option<Cow<'static, str>>,
@@ -130,7 +149,7 @@ pub(crate) struct ApiError {
 impl ApiError {
     /// Makes an error of ours.
     pub(crate) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
+        Self::from(ErrorParts {
             status: code.status(),
             kind: Cow::Borrowed(code.kind()),
             code: Some(Cow::Borrowed(code.as_str())),
@@ -138,24 +157,24 @@ impl ApiError {
             param: None,
             retry: Retry::default(),
             cause: None,
-        }
+        })
     }
 
     #[must_use]
     pub(crate) fn param(mut self, param: impl Into<Cow<'static, str>>) -> Self {
-        self.param = Some(param.into());
+        self.0.param = Some(param.into());
         self
     }
 
     #[must_use]
     pub(crate) fn retry(mut self, retry: Retry) -> Self {
-        self.retry = retry;
+        self.0.retry = retry;
         self
     }
 
     #[must_use]
     pub(crate) fn cause(mut self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        self.cause = Some(cause.into());
+        self.0.cause = Some(cause.into());
         self
     }
 

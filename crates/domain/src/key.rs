@@ -312,10 +312,13 @@ mod tests {
     fn the_hash_is_the_hmac_of_rfc_2104() {
         // Computed with Python's `hmac` and `hashlib`.
         let hash = Pepper::new([1; 32]).hasher().hash("sk-test");
-        let hex: String = hash.0.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(
-            hex,
-            "7d25f17c9307cb00e65137a47906bcf921dafff9eb3f6cc294344c6be946853e"
+            hash.0,
+            [
+                0x7d, 0x25, 0xf1, 0x7c, 0x93, 0x07, 0xcb, 0x00, 0xe6, 0x51, 0x37, 0xa4, 0x79, 0x06,
+                0xbc, 0xf9, 0x21, 0xda, 0xff, 0xf9, 0xeb, 0x3f, 0x6c, 0xc2, 0x94, 0x34, 0x4c, 0x6b,
+                0xe9, 0x46, 0x85, 0x3e
+            ]
         );
     }
 

@@ -7,7 +7,7 @@ use http::StatusCode;
 use sluice_domain::usage::Ending;
 use sluice_upstream_pool::{DispatchError, ErrorClass};
 
-use crate::error::{ApiError, Code, MAX_RETRY_AFTER, Retry};
+use crate::error::{ApiError, Code, ErrorParts, MAX_RETRY_AFTER, Retry};
 
 /// What a client is asked to wait when nothing can serve the model.
 const NO_UPSTREAM_PAUSE: Duration = Duration::from_secs(5);
@@ -85,7 +85,7 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
             status.as_u16()
         )
     });
-    let answer = ApiError {
+    let answer = ApiError::from(ErrorParts {
         status,
         kind: fault
             .kind
@@ -95,6 +95,6 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         param: fault.param.map(Cow::Owned),
         retry: Retry::ByStatus,
         cause: Some(error.into()),
-    };
+    });
     (answer, "upstream_refused")
 }

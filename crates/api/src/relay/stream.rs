@@ -72,8 +72,8 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
             in_flight.attempts = answer.attempts;
             Source::Relaying(answer.body)
         }
-        Ok(Err(error)) => {
-            in_flight.attempts = error.attempts.clone();
+        Ok(Err(mut error)) => {
+            in_flight.attempts = std::mem::take(&mut error.attempts);
             let ending = ending_of(error.class);
             let (answer, code) = refusal(*error);
             in_flight.end(ending, answer.status.as_u16(), Some(code));
@@ -236,9 +236,9 @@ impl EventStream {
         }
     }
 
-    fn fail_dispatch(&mut self, error: DispatchError) -> Progress {
+    fn fail_dispatch(&mut self, mut error: DispatchError) -> Progress {
         if let Some(in_flight) = &mut self.in_flight {
-            in_flight.attempts = error.attempts.clone();
+            in_flight.attempts = std::mem::take(&mut error.attempts);
         }
         let ending = ending_of(error.class);
         let (answer, code) = refusal(error);

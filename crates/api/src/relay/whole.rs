@@ -45,8 +45,8 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                 )
                 .await
             }
-            Err(error) => {
-                in_flight.attempts = error.attempts.clone();
+            Err(mut error) => {
+                in_flight.attempts = std::mem::take(&mut error.attempts);
                 let ending = ending_of(error.class);
                 let (answer, code) = refusal(*error);
                 in_flight.end(

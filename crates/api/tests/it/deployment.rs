@@ -126,8 +126,8 @@ impl Deployment {
     }
 
     /// Overrides a setting of processes that start from now on.
-    pub(crate) fn set(&mut self, variable: &'static str, value: impl ToString) {
-        self.settings.push((variable, value.to_string()));
+    pub(crate) fn set(&mut self, variable: &'static str, value: impl Into<String>) {
+        self.settings.push((variable, value.into()));
     }
 
     /// A `sluice` process with the settings of this deployment and nothing else of the environment.

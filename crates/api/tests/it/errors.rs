@@ -10,7 +10,7 @@ fn relay() -> Relay {
 }
 
 #[track_caller]
-fn assert_envelope(response: &Response, status: u16, code: Value) {
+fn assert_envelope(response: &Response, status: u16, code: &Value) {
     assert_eq!(
         response.status(),
         status,
@@ -23,7 +23,7 @@ fn assert_envelope(response: &Response, status: u16, code: Value) {
     let mut keys: Vec<&String> = error.as_object().unwrap().keys().collect();
     keys.sort();
     assert_eq!(keys, ["code", "message", "param", "type"]);
-    assert_eq!(error["code"], code, "{error}");
+    assert_eq!(&error["code"], code, "{error}");
     assert!(!error["message"].as_str().unwrap().is_empty());
 }
 
@@ -125,7 +125,7 @@ async fn what_a_framework_would_answer_is_answered_by_us() {
     ];
     for (request, status, code) in cases {
         let response = call(relay.address, &request).await.unwrap();
-        assert_envelope(&response, status, code);
+        assert_envelope(&response, status, &code);
     }
     assert_eq!(
         relay.deployment.records().await.len(),
@@ -146,13 +146,13 @@ async fn a_request_without_content_type_is_read_all_the_same() {
 #[tokio::test]
 async fn a_body_beyond_the_limit_is_refused_by_its_length_and_by_its_bytes() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
-    deployment.set("SLUICE_SERVER_MAX_BODY_BYTES", 2_048);
+    deployment.set("SLUICE_SERVER_MAX_BODY_BYTES", "2048");
     let relay = deployment.start();
     let announced = Request::post("/v1/chat/completions", &chat(2_000)).key(relay.key());
     assert_envelope(
         &call(relay.address, &announced).await.unwrap(),
         413,
-        json!("request_too_large"),
+        &json!("request_too_large"),
     );
     // Without a length the bytes are counted.
     let mut client = HttpClient::connect(relay.address).await.unwrap();
@@ -171,8 +171,8 @@ async fn a_body_beyond_the_limit_is_refused_by_its_length_and_by_its_bytes() {
 #[tokio::test]
 async fn a_slow_body_and_a_slow_head_are_cut_off() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
-    deployment.set("SLUICE_SERVER_BODY_TIMEOUT_MS", 300);
-    deployment.set("SLUICE_SERVER_HEADER_TIMEOUT_MS", 300);
+    deployment.set("SLUICE_SERVER_BODY_TIMEOUT_MS", "300");
+    deployment.set("SLUICE_SERVER_HEADER_TIMEOUT_MS", "300");
     let relay = deployment.start();
     let mut client = HttpClient::connect(relay.address).await.unwrap();
     let head = format!(
@@ -217,7 +217,7 @@ async fn every_credential_channel_is_the_same_and_none_is_forwarded() {
     }
     let nobody = Request::post("/v1/chat/completions", &chat(2));
     let response = call(relay.address, &nobody).await.unwrap();
-    assert_envelope(&response, 401, json!("missing_api_key"));
+    assert_envelope(&response, 401, &json!("missing_api_key"));
     assert_eq!(response.header("www-authenticate"), Some("Bearer"));
     for wrong in [
         "sk-nothing-like-it",
@@ -231,7 +231,7 @@ async fn every_credential_channel_is_the_same_and_none_is_forwarded() {
         assert_envelope(
             &call(relay.address, &request).await.unwrap(),
             401,
-            json!("invalid_api_key"),
+            &json!("invalid_api_key"),
         );
     }
 }
@@ -265,12 +265,12 @@ async fn what_the_provider_refuses_is_explained_to_the_right_person() {
         ] {
             relay.upstream().script(script);
             let response = relay.post("/v1/chat/completions", &request).await;
-            assert_envelope(&response, status, code);
+            assert_envelope(&response, status, &code);
             assert_eq!(response.header("x-should-retry"), retry);
         }
         relay.upstream().script(Script::refuse(429).retry_after(7));
         let response = relay.post("/v1/chat/completions", &request).await;
-        assert_envelope(&response, 429, json!("rate_limit_exceeded"));
+        assert_envelope(&response, 429, &json!("rate_limit_exceeded"));
         assert_eq!(response.header("retry-after"), Some("7"));
         assert_eq!(response.header("retry-after-ms"), Some("7000"));
         assert!(

@@ -124,7 +124,7 @@ on_both_databases! {
 
     async fn errors_are_the_ones_that_the_sdks_know(deployment: Deployment) {
         let mut deployment = deployment;
-        deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", 1_000);
+        deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", "1000");
         let empty = deployment.issue_key("empty", &["--quota", "0"]);
         let relay = deployment.start();
         for sdk in sdks() {

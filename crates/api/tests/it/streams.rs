@@ -155,8 +155,8 @@ async fn an_error_as_first_event_is_a_real_status() {
 #[tokio::test]
 async fn silence_is_filled_with_comments_and_the_head_does_not_wait_for_ever() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
-    deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", 200);
-    deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", 1_000);
+    deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", "200");
+    deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", "1000");
     let relay = deployment.start();
     relay.upstream().script(
         Script::new()
@@ -171,7 +171,7 @@ async fn silence_is_filled_with_comments_and_the_head_does_not_wait_for_ever() {
     let asked = tokio::time::Instant::now();
     assert_eq!(client.read_head().await.unwrap().status, 200);
     assert!(
-        asked.elapsed() < Duration::from_millis(1_000),
+        asked.elapsed() < Duration::from_secs(1),
         "the head left after {:?}",
         asked.elapsed()
     );
@@ -185,7 +185,7 @@ async fn silence_is_filled_with_comments_and_the_head_does_not_wait_for_ever() {
 #[tokio::test]
 async fn a_failure_after_the_head_has_left_is_an_error_event() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
-    deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", 100);
+    deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", "100");
     let relay = deployment.start();
     relay
         .upstream()
@@ -217,7 +217,7 @@ async fn the_answer_closes_at_once_after_done_and_upstream_connections_are_used_
 #[tokio::test]
 async fn open_streams_end_when_the_relay_stops() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
-    deployment.set("SLUICE_SERVER_DRAIN_MS", 300);
+    deployment.set("SLUICE_SERVER_DRAIN_MS", "300");
     let relay = deployment.start();
     relay.upstream().script(
         Script::new()

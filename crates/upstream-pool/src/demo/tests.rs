@@ -27,7 +27,7 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         max_event_bytes: 1 << 20,
         max_held_bytes: 1 << 20,
     };
-    let model = std::sync::Arc::from("demo-1");
+    let model = Arc::from("demo-1");
     let target = TargetInfo {
         upstream_id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
         upstream_name: "demo",
