@@ -1,7 +1,9 @@
 //! What all threads of the process share.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Context;
 
 use arc_swap::ArcSwap;
 use sluice_accounting::Ledger;
@@ -10,7 +12,7 @@ use sluice_storage::Storage;
 use sluice_storage::secret::{SealBinding, Vault};
 use sluice_upstream_pool::{Dispatcher, RoutingInput, RoutingTable};
 use tokio::runtime::Handle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 use crate::auth::Grants;
@@ -18,6 +20,58 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::error::chain;
 use crate::metrics::Metrics;
+
+/// Something that happens once and is waited for by every connection.
+///
+/// Asking whether it has happened is one load. Waiting registers a waker, under a lock that all
+/// waiters share: whoever is polled often waits once and then asks.
+#[derive(Debug, Default)]
+pub(crate) struct Signal {
+    is_given: AtomicBool,
+    token: CancellationToken,
+}
+
+impl Signal {
+    pub(crate) fn give(&self) {
+        self.is_given.store(true, Ordering::Release);
+        self.token.cancel();
+    }
+
+    pub(crate) fn is_given(&self) -> bool {
+        self.is_given.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn wait(&self) -> WaitForCancellationFutureOwned {
+        self.token.clone().cancelled_owned()
+    }
+}
+
+/// Waits for a [`Signal`] inside one task that is polled often.
+pub(crate) struct SignalWatch {
+    signal: Arc<Signal>,
+    waiting: Pin<Box<WaitForCancellationFutureOwned>>,
+    is_registered: bool,
+}
+
+impl SignalWatch {
+    pub(crate) fn new(signal: &Arc<Signal>) -> Self {
+        Self {
+            signal: Arc::clone(signal),
+            waiting: Box::pin(signal.wait()),
+            is_registered: false,
+        }
+    }
+
+    /// Returns whether the signal is given; else the task is woken when it is. The first call
+    /// registers the task, later ones only look, so it must always be the same task.
+    pub(crate) fn poll_given(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.is_registered {
+            return self.signal.is_given();
+        }
+        self.is_registered = true;
+        self.waiting.as_mut().poll(cx).is_ready()
+    }
+}
 
 /// What all threads share. Cheap parts are copied into [`Worker`].
 pub(crate) struct App {
@@ -34,9 +88,9 @@ pub(crate) struct App {
     /// Whether the database answered when it was last asked.
     pub(crate) is_database_up: AtomicBool,
     /// No new connections; open requests go on.
-    pub(crate) draining: CancellationToken,
+    pub(crate) draining: Arc<Signal>,
     /// The time for draining is over; open requests end now.
-    pub(crate) ending: CancellationToken,
+    pub(crate) ending: Arc<Signal>,
 }
 
 impl App {
@@ -56,7 +110,7 @@ impl App {
     }
 
     pub(crate) fn is_ready(&self) -> bool {
-        self.is_database_up.load(Ordering::Relaxed) && !self.draining.is_cancelled()
+        self.is_database_up.load(Ordering::Relaxed) && !self.draining.is_given()
     }
 }
 

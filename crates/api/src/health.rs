@@ -31,7 +31,7 @@ pub(crate) async fn livez() -> Response {
 pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
     if worker.app.is_ready() {
         json(StatusCode::OK, &Status { status: "ready" })
-    } else if worker.app.draining.is_cancelled() {
+    } else if worker.app.draining.is_given() {
         json(
             StatusCode::SERVICE_UNAVAILABLE,
             &Status { status: "draining" },

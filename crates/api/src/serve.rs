@@ -151,8 +151,8 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         metrics,
         control: Handle::current(),
         is_database_up: AtomicBool::new(true),
-        draining: CancellationToken::new(),
-        ending: CancellationToken::new(),
+        draining: Arc::default(),
+        ending: Arc::default(),
     });
 
     let stopped = CancellationToken::new();
@@ -232,13 +232,13 @@ async fn drain(
         open_holds = app.ledger.stats().open_holds(),
         "stopping; open requests may end first"
     );
-    app.draining.cancel();
+    app.draining.give();
     tokio::select! {
         () = wait_for(&threads) => {}
         () = signals.stop() => tracing::info!("asked again; open requests end now"),
         () = tokio::time::sleep(app.config.server.drain) => {}
     }
-    app.ending.cancel();
+    app.ending.give();
     if tokio::time::timeout(ENDING_GRACE, wait_for(&threads))
         .await
         .is_err()

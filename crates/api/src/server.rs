@@ -23,13 +23,13 @@ use hyper_util::rt::TokioIo;
 use sluice_domain::id::RequestId;
 use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tower_http::cors::CorsLayer;
 use tower_layer::Layer;
 use tower_service::Service as _;
 
-use crate::app::{App, Worker};
+use crate::app::{App, SignalWatch, Worker};
 use crate::body::AnswerBody;
 use crate::connection::{Activity, CountedStream, HeadWatch};
 use crate::error::{ApiError, Code};
@@ -76,7 +76,7 @@ pub(crate) async fn accept(
     let max_connections = i64::try_from(app.config.server.max_connections).unwrap_or(i64::MAX);
     loop {
         let accepted = tokio::select! {
-            () = app.draining.cancelled() => break,
+            () = app.draining.wait() => break,
             accepted = listener.accept(), if app.metrics.connections.get() < max_connections => accepted,
             // At the cap the others wait in the backlog until somebody leaves.
             () = tokio::time::sleep(ACCEPT_PAUSE), if app.metrics.connections.get() >= max_connections => continue,
@@ -103,7 +103,7 @@ pub(crate) async fn accept(
     worker.detached.close();
     tokio::select! {
         () = worker.detached.wait() => {}
-        () = app.ending.cancelled() => {}
+        () = app.ending.wait() => {}
     }
     Ok(())
 }
@@ -117,29 +117,33 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
     let activity = Arc::<Activity>::default();
     let io = TokioIo::new(CountedStream::new(stream, Arc::clone(&activity)));
     let mut watch = HeadWatch::new(config.header_timeout, config.idle_timeout, Instant::now());
-    let mut looks = tokio::time::interval(watch.look_every());
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut next_look = std::pin::pin!(tokio::time::sleep(watch.look_every()));
 
     let service =
         service_fn(|request| answer(service.clone(), Arc::clone(&activity), peer, request));
     let mut connection = std::pin::pin!(http1::Builder::new().serve_connection(io, service));
-    let mut is_draining = false;
-    let result = loop {
-        tokio::select! {
-            biased;
-            result = connection.as_mut() => break result,
-            () = app.draining.cancelled(), if !is_draining => {
-                is_draining = true;
-                connection.as_mut().graceful_shutdown();
-            }
-            _look = looks.tick() => {
-                if watch.is_overdue(&activity, Instant::now()) {
-                    tracing::trace!("a client is overdue; its connection is closed");
-                    return;
-                }
-            }
+    let mut draining = SignalWatch::new(&app.draining);
+    let mut is_told = false;
+    // Polled with every event of a stream, so what stands beside the connection must cost little.
+    let result = std::future::poll_fn(|cx| {
+        if !is_told && draining.poll_given(cx) {
+            is_told = true;
+            connection.as_mut().graceful_shutdown();
         }
-    };
+        if let Poll::Ready(result) = connection.as_mut().poll(cx) {
+            return Poll::Ready(result);
+        }
+        while next_look.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if watch.is_overdue(&activity, now) {
+                tracing::trace!("a client is overdue; its connection is closed");
+                return Poll::Ready(Ok(()));
+            }
+            next_look.as_mut().reset(now + watch.look_every());
+        }
+        Poll::Pending
+    })
+    .await;
     if let Err(error) = result {
         tracing::trace!(%error, "a connection ended early");
     }

@@ -209,7 +209,7 @@ impl Drop for InFlight {
     fn drop(&mut self) {
         let ending = if std::thread::panicking() {
             Ending::Panicked
-        } else if self.app.ending.is_cancelled() {
+        } else if self.app.ending.is_given() {
             Ending::Shutdown
         } else {
             Ending::ClientLeft

@@ -16,8 +16,8 @@ use sluice_protocol::stream::{
 };
 use sluice_upstream_pool::{AnswerKind, DispatchError, ErrorClass, UpstreamAnswer, UpstreamBody};
 use tokio::time::{Instant, Sleep};
-use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use crate::app::SignalWatch;
 use crate::body::AnswerBody;
 use crate::error::ApiError;
 
@@ -86,7 +86,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
         inspector,
         in_flight: Some(in_flight),
         keep_alive: KeepAlive::new(config.keep_alive),
-        ending: Box::pin(app.ending.clone().cancelled_owned()),
+        ending: SignalWatch::new(&app.ending),
     };
     let mut response = Response::new(AnswerBody::Events(Box::new(body)));
     let headers = response.headers_mut();
@@ -117,7 +117,7 @@ pub(crate) struct EventStream {
     in_flight: Option<InFlight>,
     keep_alive: KeepAlive,
     /// Resolves when the process may wait no longer for open streams.
-    ending: Pin<Box<WaitForCancellationFutureOwned>>,
+    ending: SignalWatch,
 }
 
 /// What one look at the source gave.
@@ -298,7 +298,7 @@ impl EventStream {
                 Progress::Wait => break,
             }
         }
-        if self.ending.as_mut().poll(cx).is_ready()
+        if self.ending.poll_given(cx)
             && let Progress::Send(event) = self.end_with_error(
                 Ending::Shutdown,
                 "server_shutting_down",
@@ -309,6 +309,7 @@ impl EventStream {
         }
         // Only whole events have been forwarded, so a comment may stand here.
         if self.keep_alive.poll_due(cx) {
+            self.keep_alive.sent();
             return Poll::Ready(Some(Bytes::from_static(protocol::KEEP_ALIVE)));
         }
         Poll::Pending
@@ -334,41 +335,36 @@ impl Drop for EventStream {
     }
 }
 
-/// Tells when the client has heard nothing for too long. One timer per stream that is set anew only
-/// when it fires, not with every event.
+/// Tells when the client has heard nothing for too long. One timer per stream that looks now and
+/// then, so that an event costs it no more than a flag.
 struct KeepAlive {
-    every: Duration,
-    last_sent: Instant,
+    look_every: Duration,
+    is_fresh: bool,
     timer: Pin<Box<Sleep>>,
 }
 
 impl KeepAlive {
+    /// `every` is the longest silence; a comment may come after half of it.
     fn new(every: Duration) -> Self {
-        let now = Instant::now();
+        let look_every = every / 2;
         Self {
-            every,
-            last_sent: now,
-            timer: Box::pin(tokio::time::sleep_until(now + every)),
+            look_every,
+            is_fresh: true,
+            timer: Box::pin(tokio::time::sleep(look_every)),
         }
     }
 
     fn sent(&mut self) {
-        self.last_sent = Instant::now();
+        self.is_fresh = true;
     }
 
     /// Returns whether a comment is due now; else the task is woken when it may be.
     fn poll_due(&mut self, cx: &mut Context<'_>) -> bool {
         while self.timer.as_mut().poll(cx).is_ready() {
-            let now = Instant::now();
-            let due = self.last_sent + self.every;
-            if due <= now {
-                self.last_sent = now;
-                self.timer.as_mut().reset(now + self.every);
-                // Registers the timer for the next silence.
-                let _next = self.timer.as_mut().poll(cx);
+            self.timer.as_mut().reset(Instant::now() + self.look_every);
+            if !std::mem::replace(&mut self.is_fresh, false) {
                 return true;
             }
-            self.timer.as_mut().reset(due);
         }
         false
     }
