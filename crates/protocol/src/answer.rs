@@ -1,5 +1,7 @@
 //! Answers that come in one piece.
 
+use std::sync::LazyLock;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
@@ -45,32 +47,31 @@ pub fn inspect(endpoint: Endpoint, body: &[u8]) -> AnswerFacts {
 /// Reads the facts of an answer as providers nearly always send it: no error in it, and the usage
 /// as one of its last members. `None` when it does not look so; nothing is known then.
 fn plain_facts(body: &[u8]) -> Option<AnswerFacts> {
-    if !body.starts_with(b"{")
-        || !body.ends_with(b"}")
-        || memmem::find(body, b"\"error\"").is_some()
-    {
+    static ERROR: LazyLock<memmem::Finder<'static>> =
+        LazyLock::new(|| memmem::Finder::new(b"\"error\""));
+    static USAGE: LazyLock<memmem::FinderRev<'static>> =
+        LazyLock::new(|| memmem::FinderRev::new(b"\"usage\""));
+
+    if !body.starts_with(b"{") || !body.ends_with(b"}") || ERROR.find(body).is_some() {
         return None;
     }
-    let key = b"\"usage\"";
-    let at = memmem::rfind(body, key)?;
+    let at = USAGE.rfind(body)?;
     if body.get(at.checked_sub(1)?) == Some(&b'\\') {
         return None;
     }
     let value = body
-        .get(at + key.len()..)?
+        .get(at + USAGE.needle().len()..)?
         .trim_ascii_start()
         .strip_prefix(b":")?;
-    let mut objects =
-        serde_json::Deserializer::from_slice(value).into_iter::<&serde_json::value::RawValue>();
-    let usage = objects.next()?.ok()?.get();
+    let (usage, length) = usage::read_first(value)?;
     // An object that leaves only the end of the answer open is one of its own members.
-    let tail = value.get(objects.byte_offset()..)?;
+    let tail = value.get(length..)?;
     if tail.len() > MAX_TAIL || closed_levels(tail)? != 1 {
         return None;
     }
     Some(AnswerFacts {
         is_json_object: true,
-        usage: usage::read(usage.as_bytes()),
+        usage,
         error: None,
     })
 }

@@ -95,49 +95,64 @@ impl<'de> Deserialize<'de> for Count {
 /// `None` when it is `null`, says nothing about input, or holds a number that cannot be. Zeros that
 /// are said are usage.
 pub(crate) fn read(raw: &[u8]) -> Option<TokenUsage> {
-    let usage: Usage = serde_json::from_slice(raw).ok()?;
-    let reasoning = usage
-        .completion_tokens_details
-        .unwrap_or_default()
-        .reasoning_tokens
-        .0;
-    let details = usage.prompt_tokens_details.unwrap_or_default();
-    let (prompt, completion, total) = (
-        usage.prompt_tokens.0,
-        usage.completion_tokens.0,
-        usage.total_tokens.0,
-    );
-    let rest = |part: i64| total.map_or(0, |total| (total - part).max(0));
+    serde_json::from_slice::<Usage>(raw).ok()?.into_form()
+}
 
-    let input = match (prompt, completion) {
-        (Some(prompt), _) => prompt,
-        (None, Some(completion)) if total.is_some() => rest(completion),
-        (None, _) => return None,
-    };
-    // Embeddings have no completion; some servers leave zeros out.
-    let mut output = completion.unwrap_or_else(|| rest(input));
-    let reasoning_output = reasoning.unwrap_or(0);
-    if reasoning_output > 0 && total == Some(input + output + reasoning_output) {
-        // Source: xAI reports reasoning beside the completion, not as a part of it.
-        output += reasoning_output;
-    }
-    let cached = details
-        .cached_tokens
-        .0
-        .or(usage.prompt_cache_hit_tokens.0)
-        .unwrap_or(0);
-    let cached_input = cached.min(input);
-    Some(TokenUsage {
-        input,
-        cached_input,
-        cache_write_input: details
-            .cache_write_tokens
+/// Reads a usage object at the beginning of a text, and how many bytes it takes.
+///
+/// `None` when it is no object or holds a number that cannot be.
+pub(crate) fn read_first(text: &[u8]) -> Option<(Option<TokenUsage>, usize)> {
+    let mut objects = serde_json::Deserializer::from_slice(text).into_iter::<Usage>();
+    let usage = objects.next()?.ok()?;
+    Some((usage.into_form(), objects.byte_offset()))
+}
+
+impl Usage {
+    fn into_form(self) -> Option<TokenUsage> {
+        let usage = self;
+        let reasoning = usage
+            .completion_tokens_details
+            .unwrap_or_default()
+            .reasoning_tokens
+            .0;
+        let details = usage.prompt_tokens_details.unwrap_or_default();
+        let (prompt, completion, total) = (
+            usage.prompt_tokens.0,
+            usage.completion_tokens.0,
+            usage.total_tokens.0,
+        );
+        let rest = |part: i64| total.map_or(0, |total| (total - part).max(0));
+
+        let input = match (prompt, completion) {
+            (Some(prompt), _) => prompt,
+            (None, Some(completion)) if total.is_some() => rest(completion),
+            (None, _) => return None,
+        };
+        // Embeddings have no completion; some servers leave zeros out.
+        let mut output = completion.unwrap_or_else(|| rest(input));
+        let reasoning_output = reasoning.unwrap_or(0);
+        if reasoning_output > 0 && total == Some(input + output + reasoning_output) {
+            // Source: xAI reports reasoning beside the completion, not as a part of it.
+            output += reasoning_output;
+        }
+        let cached = details
+            .cached_tokens
             .0
-            .unwrap_or(0)
-            .min(input - cached_input),
-        output,
-        reasoning_output: reasoning_output.min(output),
-    })
+            .or(usage.prompt_cache_hit_tokens.0)
+            .unwrap_or(0);
+        let cached_input = cached.min(input);
+        Some(TokenUsage {
+            input,
+            cached_input,
+            cache_write_input: details
+                .cache_write_tokens
+                .0
+                .unwrap_or(0)
+                .min(input - cached_input),
+            output,
+            reasoning_output: reasoning_output.min(output),
+        })
+    }
 }
 
 #[cfg(test)]
