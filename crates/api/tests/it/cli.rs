@@ -178,9 +178,16 @@ async fn a_quickstart_on_nothing_prints_a_key_and_a_command_that_work() {
     );
     assert_eq!(second.chat(&key).await.status(), 200, "the key still works");
     second.stop();
-    for list in ["tenant", "user", "key", "upstream", "route"] {
+    // One of each, but a route for every model and one for the model that is listed.
+    for (list, count) in [
+        ("tenant", 1),
+        ("user", 1),
+        ("key", 1),
+        ("upstream", 1),
+        ("route", 2),
+    ] {
         let rows = shell.json(&[list, "list", "--json"]);
-        assert_eq!(rows.as_array().unwrap().len(), 1, "{list}: {rows}");
+        assert_eq!(rows.as_array().unwrap().len(), count, "{list}: {rows}");
     }
 }
 
@@ -239,6 +246,9 @@ async fn a_later_quickstart_with_an_upstream_leads_the_route_to_it() {
     // Without the flag it stays so.
     let third = shell.quickstart(&[]);
     assert!(!third.text.contains("before to"));
+    // Clients that let people choose from the list find the provider's models there.
+    let routes = shell.json(&["route", "list", "--json"]).to_string();
+    assert!(routes.contains("\"llama3\""), "{routes}");
     assert!(third.text.contains("\"model\": \"llama3\""));
     let served = upstream.served().len();
     assert_eq!(third.chat(&key).await.status(), 200);

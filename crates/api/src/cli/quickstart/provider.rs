@@ -98,6 +98,11 @@ impl Wanted {
         })
     }
 
+    /// Returns the models that the provider listed; empty when it was not asked.
+    pub(super) fn listed(&self) -> &[String] {
+        self.listed.as_deref().unwrap_or_default()
+    }
+
     /// Asks the provider for its models, once, so that a wrong URL or key is known before anything
     /// is made.
     pub(super) async fn probe(&mut self) -> anyhow::Result<()> {
@@ -142,7 +147,7 @@ impl Wanted {
 
     /// Returns a model for the examples, where one is known.
     pub(super) fn example_model(&self) -> Option<String> {
-        let listed = self.listed.as_deref().unwrap_or_default();
+        let listed = self.listed();
         self.models
             .iter()
             .find(|model| !model.ends_with('*'))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret as _, SecretString};
 use sluice_domain::id::UpstreamId;
-use sluice_domain::route::{Route, Target};
+use sluice_domain::route::{Route, Target, check_route_model};
 use sluice_domain::tenant::{EntityState, Name};
 use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream};
 use sluice_storage::secret::{SealBinding, Vault};
@@ -19,10 +19,14 @@ use crate::terminal;
 
 /// The pattern of every model.
 const EVERY_MODEL: &str = "*";
+/// The model of the demonstration.
+const DEMO_MODEL: &str = "demo";
 /// Name of the upstream key that a quickstart adds; a later one has a number behind it.
 const KEY: &str = "quickstart";
 /// Longest name that is made from a host, in characters; a number may follow.
 const MAX_NAME_CHARS: usize = 80;
+/// Most models of a provider that get a route of their own.
+const MAX_NAMED: usize = 500;
 /// How long an upstream that is kept may take to list its models.
 const PATIENCE: Duration = Duration::from_secs(3);
 
@@ -97,14 +101,14 @@ pub(super) async fn prepare(
         changes.extend(replace_key(admin, vault, &upstream, key).await?);
     }
     let patterns = match wanted.models.as_slice() {
-        [] => vec![EVERY_MODEL.to_owned()],
+        [] => every_model(wanted),
         models => models.to_vec(),
     };
     for pattern in patterns {
         changes.extend(lead(admin, pattern, &upstream, &upstreams, &routes).await?);
     }
     let model = match wanted.kind {
-        ProviderKind::Demo => Some("demo".to_owned()),
+        ProviderKind::Demo => Some(DEMO_MODEL.to_owned()),
         _ => wanted.example_model(),
     };
     if model.is_some() {
@@ -117,6 +121,22 @@ pub(super) async fn prepare(
     let mut provider = keep(admin, vault, &upstream, &routes, wanted).await;
     provider.changes = changes;
     Ok(provider)
+}
+
+/// Returns a pattern for every model, and the names that are known: only names are listed to clients,
+/// and many of them let people choose from that list.
+fn every_model(wanted: &Wanted) -> Vec<String> {
+    let named: &[String] = match wanted.kind {
+        ProviderKind::Demo => &[DEMO_MODEL.to_owned()],
+        _ => wanted.listed(),
+    };
+    let named = named
+        .iter()
+        .filter(|model| !model.contains('*') && check_route_model(model).is_ok())
+        .take(MAX_NAMED);
+    std::iter::once(EVERY_MODEL.to_owned())
+        .chain(named.cloned())
+        .collect()
 }
 
 /// Returns the upstream of an earlier setup that this start leaves alone.
@@ -159,19 +179,22 @@ async fn keep(
             upstream.name
         ));
     }
-    let routed = routes
+    let routed: Vec<String> = routes
         .iter()
-        .map(|route| &route.model)
-        .find(|model| !model.ends_with('*'))
-        .cloned();
-    let listed = if upstream.kind == ProviderKind::Demo {
-        vec!["demo".to_owned()]
+        .filter(|route| route.targets.iter().all(|t| t.upstream_id == upstream.id))
+        .map(|route| route.model.clone())
+        .filter(|model| !model.ends_with('*'))
+        .collect();
+    let known = if !routed.is_empty() {
+        routed
+    } else if upstream.kind == ProviderKind::Demo {
+        vec![DEMO_MODEL.to_owned()]
     } else {
         ask(admin, vault, upstream).await
     };
     Provider {
         upstream: upstream.clone(),
-        model: routed.or_else(|| likely_chat_model(&listed)),
+        model: likely_chat_model(&known),
         changes,
     }
 }
