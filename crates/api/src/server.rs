@@ -23,13 +23,13 @@ use hyper_util::rt::TokioIo;
 use sluice_domain::id::RequestId;
 use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 use tower_http::cors::CorsLayer;
 use tower_layer::Layer;
 use tower_service::Service as _;
 
-use crate::app::{App, SignalWatch, Worker};
+use crate::app::{App, Signal, SignalWatch, Worker};
 use crate::body::AnswerBody;
 use crate::connection::{Activity, CountedStream, HeadWatch};
 use crate::error::{ApiError, Code};
@@ -42,6 +42,8 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// Pause after the system refused a connection, for instance for want of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a stream may take to hand out its last event when the process ends.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// The status of a request whose client left before it was answered; only in metrics and records.
 pub(crate) const CLIENT_LEFT: u16 = 499;
 
@@ -124,6 +126,7 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
     let mut connection = std::pin::pin!(http1::Builder::new().serve_connection(io, service));
     let mut draining = SignalWatch::new(&app.draining);
     let mut is_told = false;
+    let mut last_words = LastWords::new(&app.ending);
     // Polled with every event of a stream, so what stands beside the connection must cost little.
     let result = std::future::poll_fn(|cx| {
         if !is_told && draining.poll_given(cx) {
@@ -132,6 +135,10 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
         }
         if let Poll::Ready(result) = connection.as_mut().poll(cx) {
             return Poll::Ready(result);
+        }
+        if is_told && last_words.poll_over(cx) {
+            // What is still open is dropped here, and booked by that.
+            return Poll::Ready(Ok(()));
         }
         while next_look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
@@ -146,6 +153,30 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
     .await;
     if let Err(error) = result {
         tracing::trace!(%error, "a connection ended early");
+    }
+}
+
+/// Lets streams say that they end, once nothing may be waited for any longer.
+struct LastWords {
+    ending: SignalWatch,
+    time: Option<Pin<Box<Sleep>>>,
+}
+
+impl LastWords {
+    fn new(ending: &Arc<Signal>) -> Self {
+        Self {
+            ending: SignalWatch::new(ending),
+            time: None,
+        }
+    }
+
+    /// Returns whether the time for that is over; else the task is woken when it is.
+    fn poll_over(&mut self, cx: &mut TaskContext<'_>) -> bool {
+        if self.time.is_none() && self.ending.poll_given(cx) {
+            self.time = Some(Box::pin(tokio::time::sleep(LAST_WORDS)));
+        }
+        let time = self.time.as_mut();
+        time.is_some_and(|time| time.as_mut().poll(cx).is_ready())
     }
 }
 

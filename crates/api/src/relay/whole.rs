@@ -15,6 +15,7 @@ use sluice_protocol::answer;
 use sluice_upstream_pool::{ErrorClass, UpstreamAnswer, UpstreamBodyError};
 use tokio_util::task::TaskTracker;
 
+use crate::app::Signal;
 use crate::body::AnswerBody;
 use crate::error::{ApiError, Code, Retry};
 use crate::server::CLIENT_LEFT;
@@ -30,6 +31,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
     let detached = call.worker.detached.clone();
     let side = Arc::clone(&call.side);
     let shared = Arc::clone(&call.side);
+    let ending = Arc::clone(&call.worker.app.ending);
     let work = async move {
         in_flight.stage = Stage::Dispatched;
         match call.dispatch().await {
@@ -62,6 +64,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
         work: Some(Box::pin(work)),
         side,
         detached,
+        ending,
     }
 }
 
@@ -80,11 +83,11 @@ pub(super) async fn finish(
         Ok(body) => answer::trim(body),
         Err(error) => {
             in_flight.attempt_failed(error.class());
-            let (ending, answer) = broken(error);
+            let (ending, code, answer) = broken(error);
             in_flight.end(
                 ending,
                 status_for(is_detached, answer.status),
-                Some("upstream_error"),
+                Some(code.as_str()),
             );
             return Err(answer);
         }
@@ -131,23 +134,27 @@ fn document(status: StatusCode, body: Bytes) -> Response<AnswerBody> {
     response
 }
 
-fn broken(error: UpstreamBodyError) -> (Ending, ApiError) {
+fn broken(error: UpstreamBodyError) -> (Ending, Code, ApiError) {
     let ending = ending_of(error.class());
-    let answer = if ending == Ending::Deadline {
-        ApiError::new(
+    let (code, message, retry) = match error {
+        _ if ending == Ending::Deadline => (
             Code::UpstreamTimeout,
-            "The provider of this model did not finish its answer in time.",
-        )
-    } else if let UpstreamBodyError::TooLong { limit } = error {
-        ApiError::new(
+            "The provider of this model did not finish its answer in time.".to_owned(),
+            Retry::ByStatus,
+        ),
+        UpstreamBodyError::TooLong { limit } => (
             Code::UpstreamError,
             format!("The answer of the provider is longer than this relay takes ({limit} bytes)."),
-        )
-        .retry(Retry::Never)
-    } else {
-        ApiError::new(Code::UpstreamError, "The answer of the provider broke off.")
+            Retry::Never,
+        ),
+        _ => (
+            Code::UpstreamError,
+            "The answer of the provider broke off.".to_owned(),
+            Retry::ByStatus,
+        ),
     };
-    (ending, answer.cause(error))
+    let answer = ApiError::new(code, message).retry(retry).cause(error);
+    (ending, code, answer)
 }
 
 /// The status for the record: what the client was answered, or that it had left.
@@ -166,6 +173,8 @@ pub(super) struct ReadToEnd {
     work: Option<Work>,
     side: Arc<SideNotes>,
     detached: TaskTracker,
+    /// When it is given, nothing is read on: the drop of the work books it.
+    ending: Arc<Signal>,
 }
 
 impl Future for ReadToEnd {
@@ -188,6 +197,7 @@ impl Drop for ReadToEnd {
         // A panic is unwinding through the work: it must not be polled again.
         if let Some(work) = self.work.take()
             && !std::thread::panicking()
+            && !self.ending.is_given()
         {
             self.side.is_detached.store(true, Ordering::Relaxed);
             self.detached.spawn(async move {

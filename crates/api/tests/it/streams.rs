@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice_testkit::{ErrorShape, HttpClient, Quirk, Request, Script};
 
-use crate::deployment::{Backend, Deployment, PATIENCE, Relay, streamed_chat};
+use crate::deployment::{Backend, Deployment, PATIENCE, Relay, chat, streamed_chat};
 
 fn relay() -> Relay {
     Deployment::new(Backend::Sqlite).unwrap().start()
@@ -268,4 +268,27 @@ async fn open_streams_finish_when_the_relay_stops_in_time() {
     assert!(events.last().unwrap().is_done());
     assert!(relay.process.wait_exit(PATIENCE).success());
     assert_eq!(relay.deployment.only_record().await.ending, "finished");
+}
+
+#[tokio::test]
+async fn a_plain_request_that_outlasts_the_stop_is_recorded_and_costs_nothing() {
+    let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
+    deployment.set("SLUICE_SERVER_DRAIN_MS", "300");
+    let relay = deployment.start();
+    // Shorter than the deadline of the upstream, longer than the stop.
+    relay.upstream().script(
+        Script::new()
+            .words(3)
+            .head_delay(Duration::from_millis(3_500)),
+    );
+    let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let request = Request::post("/v1/chat/completions", &chat(3)).key(relay.key());
+    client.send(&request).await.unwrap();
+    relay
+        .upstream()
+        .wait_for(|served| served.len() == 1, PATIENCE)
+        .await;
+    assert!(relay.stop(), "{}", relay.process.stderr());
+    let record = relay.deployment.only_record().await;
+    assert_eq!((&*record.ending, record.quota_tokens), ("shutdown", 0));
 }
