@@ -1,6 +1,6 @@
 //! Measures the CPU time that posting costs per record on SQLite, by size of batch.
 //!
-//! `cargo run --release -p sluice-storage --example post_cost [RECORDS [BATCH …]]`
+//! `cargo run --release -p sluice-storage --example post_cost [RECORDS [KEYS [BATCH …]]]`
 //!
 //! Counts user and system time of the whole process, threads of SQLite included, and subtracts
 //! nothing: the records are built before.
@@ -26,7 +26,8 @@ use uuid::Uuid;
 const NOW: i64 = 1_795_000_000_000;
 /// Of `/proc/self/stat`: 100 per second on every Linux that matters.
 const MICROS_PER_TICK: u64 = 10_000;
-const KEYS: u64 = 16;
+/// Keys that take turns, when none are named.
+const KEYS: i64 = 1;
 
 fn id(number: u64) -> Uuid {
     let mut random = [0; 10];
@@ -48,7 +49,13 @@ fn cpu_micros() -> Result<u64, Box<dyn std::error::Error>> {
     Ok(ticks.iter().sum::<u64>() * MICROS_PER_TICK)
 }
 
-fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) -> NumberedRecord {
+fn record(
+    post_no: i64,
+    keys: u64,
+    tenant: TenantId,
+    model: &Arc<str>,
+    agent: &Arc<str>,
+) -> NumberedRecord {
     let number = u64::try_from(post_no).unwrap_or(0);
     let started_at = UnixMillis(NOW + post_no / 8);
     let zone = TimeZone::utc();
@@ -60,7 +67,7 @@ fn record(post_no: i64, tenant: TenantId, model: &Arc<str>, agent: &Arc<str>) ->
                 payer: Payer {
                     tenant_id: tenant,
                     user_id: UserId::from_uuid(id(2)),
-                    key_id: ProxyKeyId::from_uuid(id(100 + number % KEYS)),
+                    key_id: ProxyKeyId::from_uuid(id(100 + number % keys)),
                 },
                 period: zone.period_of(started_at).month,
                 local_day: zone.day_of(started_at).day,
@@ -109,12 +116,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .skip(1)
         .map(|text| text.parse())
         .collect::<Result<_, _>>()?;
-    let (records, batches) = match arguments.split_first() {
-        Some((records, batches)) if !batches.is_empty() => (*records, batches.to_vec()),
-        first => (
-            first.map_or(100_000, |(records, _)| *records),
-            vec![1, 32, 256, 512],
-        ),
+    let records = arguments.first().copied().unwrap_or(100_000);
+    let keys = u64::try_from(arguments.get(1).copied().unwrap_or(KEYS))?.max(1);
+    let batches = match arguments.get(2..) {
+        Some(batches) if !batches.is_empty() => batches.to_vec(),
+        _ => vec![1, 32, 256, 512],
     };
     println!(
         "{:>6} {:>9} {:>14} {:>16}",
@@ -151,7 +157,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             (Arc::from("gpt-4o-mini"), Arc::from("OpenAI/Python 3.1.0"));
         let count = if batch == 1 { records / 20 } else { records };
         let all: Vec<NumberedRecord> = (1..=count)
-            .map(|no| record(no, tenant, &model, &agent))
+            .map(|no| record(no, keys, tenant, &model, &agent))
             .collect();
         let wall = tokio::time::Instant::now();
         let before = cpu_micros()?;

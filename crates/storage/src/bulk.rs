@@ -32,6 +32,8 @@ pub(crate) enum Repeats {
 pub(crate) struct Bulk {
     name: &'static str,
     head: &'static str,
+    /// Placeholders in the head.
+    shared: usize,
     columns: usize,
     tail: &'static str,
     texts: [[OnceLock<String>; SIZES.len()]; 2],
@@ -39,6 +41,8 @@ pub(crate) struct Bulk {
 
 impl Bulk {
     /// `columns` is the number of values in a row; rows stand between `head` and `tail`.
+    ///
+    /// Each `?` in `head` is a value that all rows share, bound before them.
     pub(crate) const fn new(
         name: &'static str,
         head: &'static str,
@@ -48,6 +52,7 @@ impl Bulk {
         Self {
             name,
             head,
+            shared: count_placeholders(head),
             columns,
             tail,
             texts: [const { [const { OnceLock::new() }; SIZES.len()] }; 2],
@@ -59,7 +64,7 @@ impl Bulk {
         [1, SIZES[0]].map(|size| Statement {
             name: self.name,
             sql: self.text(size, placeholders),
-            parameters: size * self.columns,
+            parameters: self.parameters(size),
         })
     }
 
@@ -76,27 +81,36 @@ impl Bulk {
         texts[at].get_or_init(|| self.build(SIZES[at], placeholders))
     }
 
-    pub(crate) const fn columns(&self) -> usize {
-        self.columns
+    /// Returns the number of values that a statement of so many rows binds.
+    pub(crate) const fn parameters(&self, rows: usize) -> usize {
+        self.shared + rows * self.columns
     }
 
     pub(crate) fn build(&self, rows: usize, placeholders: Placeholders) -> String {
         let mut text =
-            String::with_capacity(self.head.len() + rows * self.columns * 6 + self.tail.len());
-        text.push_str(self.head);
+            String::with_capacity(self.head.len() + self.parameters(rows) * 6 + self.tail.len());
+        let mut number = 0;
+        let mut push_placeholder = |text: &mut String| match placeholders {
+            Placeholders::Plain => text.push('?'),
+            Placeholders::Numbered => {
+                number += 1;
+                // Writing to a string cannot fail.
+                let _infallible = write!(text, "${number}");
+            }
+        };
+        for (at, part) in self.head.split('?').enumerate() {
+            if at > 0 {
+                push_placeholder(&mut text);
+            }
+            text.push_str(part);
+        }
         for row in 0..rows {
             text.push_str(if row == 0 { "(" } else { ", (" });
             for column in 0..self.columns {
                 if column > 0 {
                     text.push_str(", ");
                 }
-                match placeholders {
-                    Placeholders::Plain => text.push('?'),
-                    Placeholders::Numbered => {
-                        // Writing to a string cannot fail.
-                        let _infallible = write!(text, "${}", row * self.columns + column + 1);
-                    }
-                }
+                push_placeholder(&mut text);
             }
             text.push(')');
         }
@@ -106,12 +120,13 @@ impl Bulk {
 
     /// Cuts rows into runs of a fixed size; each comes with its statement and bound parameters.
     ///
-    /// `bind` binds one row.
+    /// `share` binds what the rows of a statement share, `bind` binds one row.
     pub(crate) fn runs<'r, R, A: Arguments + Default>(
         &'static self,
         rows: &'r [R],
         placeholders: Placeholders,
         repeats: Repeats,
+        mut share: impl FnMut(&mut A) -> Result<(), BoxDynError>,
         mut bind: impl FnMut(&mut A, &'r R) -> Result<(), BoxDynError>,
     ) -> impl Iterator<Item = Result<Run<A>, Failure>> {
         let mut rest = rows;
@@ -121,7 +136,11 @@ impl Bulk {
             rest = later;
             let mut arguments = A::default();
             // Bytes are a guess for the binary protocol of PostgreSQL.
-            arguments.reserve(size * self.columns, size * self.columns * 12);
+            let values = self.parameters(size);
+            arguments.reserve(values, values * 12);
+            if let Err(error) = share(&mut arguments) {
+                return Some(Err(sqlx::Error::Encode(error).into()));
+            }
             for row in now
                 .iter()
                 .chain(std::iter::repeat_n(last, size - now.len()))
@@ -130,7 +149,7 @@ impl Bulk {
                     return Some(Err(sqlx::Error::Encode(error).into()));
                 }
             }
-            if arguments.len() != size * self.columns {
+            if arguments.len() != values {
                 return Some(Err(internal(WRONG_WIDTH).into()));
             }
             Some(Ok(Run {
@@ -139,6 +158,23 @@ impl Bulk {
             }))
         })
     }
+}
+
+const fn count_placeholders(text: &str) -> usize {
+    let (bytes, mut at, mut count) = (text.as_bytes(), 0, 0);
+    while at < bytes.len() {
+        if bytes[at] == b'?' {
+            count += 1;
+        }
+        at += 1;
+    }
+    count
+}
+
+/// Binds nothing, for statements whose rows share nothing.
+#[expect(clippy::unnecessary_wraps, reason = "stands where others bind")]
+pub(crate) fn share_nothing<A>(_arguments: &mut A) -> Result<(), BoxDynError> {
+    Ok(())
 }
 
 /// The defect of a row whose binds do not fit its statement.
@@ -203,13 +239,46 @@ mod tests {
         );
     }
 
+    static TAGGED: Bulk = Bulk::new(
+        "TAGGED",
+        "INSERT INTO t (a, b, c) SELECT ?, ?, r.* FROM (VALUES ",
+        1,
+        ") AS r",
+    );
+
+    #[test]
+    fn what_rows_share_is_bound_once_and_first() {
+        assert_eq!(
+            TAGGED.text(2, Placeholders::Numbered),
+            "INSERT INTO t (a, b, c) SELECT $1, $2, r.* FROM (VALUES ($3), ($4)) AS r"
+        );
+        assert_eq!(
+            TAGGED.text(1, Placeholders::Plain),
+            "INSERT INTO t (a, b, c) SELECT ?, ?, r.* FROM (VALUES (?)) AS r"
+        );
+        let share = |arguments: &mut sqlx::sqlite::SqliteArguments| {
+            arguments.add("x")?;
+            arguments.add("y")
+        };
+        let rows = [1_i64; 3];
+        let runs = TAGGED.runs(
+            &rows,
+            Placeholders::Plain,
+            Repeats::Never,
+            share,
+            |arguments, row| arguments.add(*row),
+        );
+        let values: Vec<usize> = runs.map(|run| run.unwrap().arguments.len()).collect();
+        assert_eq!(values, [4, 3]);
+    }
+
     fn values_per_statement(rows: i64, repeats: Repeats) -> Vec<usize> {
         let rows: Vec<i64> = (0..rows).collect();
         let bind = |arguments: &mut sqlx::sqlite::SqliteArguments, row: &i64| {
             arguments.add(*row)?;
             arguments.add(*row)
         };
-        let runs = PAIRS.runs(&rows, Placeholders::Plain, repeats, bind);
+        let runs = PAIRS.runs(&rows, Placeholders::Plain, repeats, share_nothing, bind);
         runs.map(|run| run.unwrap().arguments.len()).collect()
     }
 
@@ -233,6 +302,7 @@ mod tests {
                 &[1_i64],
                 Placeholders::Plain,
                 Repeats::Never,
+                share_nothing,
                 |arguments, row| arguments.add(*row),
             )
             .next();

@@ -18,7 +18,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
-use crate::bulk::{Bulk, Repeats};
+use crate::bulk::{Bulk, Repeats, share_nothing};
 use crate::error::Failure;
 use crate::group::{Group, Part};
 
@@ -138,12 +138,15 @@ impl Session<'_, Postgres> {
         for mut part in parts {
             let rows: Vec<usize> = (0..part.rows).collect();
             let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
-            changed += self.execute_bulk(part.bulk, &rows, bind).await?;
+            changed += self
+                .execute_sharing(part.bulk, &rows, part.share, bind)
+                .await?;
         }
         Ok(changed)
     }
 
-    /// Runs a group of statements, one after the other; returns the rows that they return.
+    /// Runs a group of statements whose rows share nothing, one after the other; returns the rows
+    /// that they return.
     pub(crate) async fn fetch_group<T>(
         &mut self,
         _group: &'static Group,
@@ -256,8 +259,19 @@ on_both! {
         rows: &[R],
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<usize, Failure> {
+        self.execute_sharing(bulk, rows, share_nothing, bind).await
+    }
+
+    /// As [`Self::execute_bulk`], for a statement whose rows share values.
+    pub(crate) async fn execute_sharing<R: Sync>(
+        &mut self,
+        bulk: &'static Bulk,
+        rows: &[R],
+        share: impl FnMut(&mut Args<Self>) -> Result<(), BoxDynError> + Send,
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
+    ) -> Result<usize, Failure> {
         let mut changed = 0;
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, Repeats::Never, bind) {
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, Repeats::Never, share, bind) {
             let run = run?;
             let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
             changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
@@ -277,7 +291,7 @@ on_both! {
         T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
     {
         let mut found = Vec::new();
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, bind) {
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, share_nothing, bind) {
             let run = run?;
             found.extend(sqlx::query_as_with(run.sql, run.arguments).fetch_all(&mut *self.conn).await?);
         }

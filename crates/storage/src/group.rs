@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use sqlx::Arguments;
 use sqlx::error::BoxDynError;
 
-use crate::bulk::{Bulk, Run, SIZES, WRONG_WIDTH};
+use crate::bulk::{Bulk, Run, SIZES, WRONG_WIDTH, share_nothing};
 use crate::dialect::Placeholders;
 use crate::error::{Failure, internal};
 
@@ -15,19 +15,31 @@ use crate::error::{Failure, internal};
 const PARTS: usize = 3;
 
 type Bind<'r, A> = Box<dyn FnMut(&mut A, usize) -> Result<(), BoxDynError> + Send + 'r>;
+type Share<'r, A> = Box<dyn FnMut(&mut A) -> Result<(), BoxDynError> + Send + 'r>;
 
 /// The rows of one statement of a [`Group`].
 pub(crate) struct Part<'r, A> {
     pub(crate) bulk: &'static Bulk,
     pub(crate) rows: usize,
+    /// Binds what the rows of a statement share.
+    pub(crate) share: Share<'r, A>,
     /// Binds the row of an index.
     pub(crate) bind: Bind<'r, A>,
 }
 
-impl<'r, A> Part<'r, A> {
+impl<'r, A: 'r> Part<'r, A> {
     pub(crate) fn new<R: Sync>(
         bulk: &'static Bulk,
         rows: &'r [R],
+        bind: impl FnMut(&mut A, &R) -> Result<(), BoxDynError> + Send + 'r,
+    ) -> Self {
+        Self::sharing(bulk, rows, share_nothing, bind)
+    }
+
+    pub(crate) fn sharing<R: Sync>(
+        bulk: &'static Bulk,
+        rows: &'r [R],
+        share: impl FnMut(&mut A) -> Result<(), BoxDynError> + Send + 'r,
         mut bind: impl FnMut(&mut A, &R) -> Result<(), BoxDynError> + Send + 'r,
     ) -> Self {
         let bind: Bind<'r, A> =
@@ -35,6 +47,7 @@ impl<'r, A> Part<'r, A> {
         Self {
             bulk,
             rows: rows.len(),
+            share: Box::new(share),
             bind,
         }
     }
@@ -102,9 +115,10 @@ fn bind_rows<A: Arguments>(
     count: usize,
     arguments: &mut A,
 ) -> Result<(), Failure> {
-    let values = count * part.bulk.columns();
+    let values = part.bulk.parameters(count);
     let before = arguments.len();
     arguments.reserve(values, 0);
+    (part.share)(arguments).map_err(sqlx::Error::Encode)?;
     for row in first..first + count {
         (part.bind)(arguments, row).map_err(sqlx::Error::Encode)?;
     }
@@ -129,7 +143,7 @@ mod tests {
             bulk,
             rows,
             |arguments: &mut sqlx::sqlite::SqliteArguments, row| {
-                for _ in 0..bulk.columns() {
+                for _ in 0..bulk.parameters(1) {
                     arguments.add(*row)?;
                 }
                 Ok(())

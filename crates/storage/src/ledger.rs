@@ -1,10 +1,13 @@
 //! The ledger: instances, posting, quarantine, balances.
 //!
-//! `sums` is what is computed before the database is asked, `booking` writes records with all that
-//! hangs on them, `counters` finds what a charge moves, `post` decides which records are new.
+//! `kind` finds records that have much in common, `sums` is what is computed before the database is
+//! asked, `counters` finds what a charge moves, `post` decides which records are new, `booking` writes
+//! those with all that hangs on them, and `insert` is its part that costs most.
 
 mod booking;
 mod counters;
+mod insert;
+mod kind;
 mod post;
 mod sums;
 
@@ -135,7 +138,13 @@ impl Storage {
 
 /// Lists the statements of many rows.
 pub(crate) fn bulks() -> Vec<&'static crate::bulk::Bulk> {
-    [booking::bulks(), counters::bulks(), post::bulks()].concat()
+    [
+        booking::bulks(),
+        counters::bulks(),
+        insert::bulks(),
+        post::bulks(),
+    ]
+    .concat()
 }
 
 type InstanceTuple = (Uuid, i64, i64);

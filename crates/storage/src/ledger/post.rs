@@ -252,7 +252,7 @@ on_both! {
         .execute(&mut *self.conn)
         .await?;
         let scopes = record.open.payer.scopes();
-        let charges = sums::charges(std::iter::once(&**record));
+        let charges = sums::charges_of(record);
         for booked in self.counters_of(&charges, now).await?.booked {
             let used = self
                 .load_counters(&[booked.scope], booked.month)

@@ -7,35 +7,41 @@ use std::sync::Arc;
 
 use sluice_domain::id::{TenantId, UpstreamId};
 use sluice_domain::quota::Scope;
-use sluice_domain::record::{AttemptRecord, UsageRecord};
+use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::time::Month;
 use sluice_domain::usage::{Ending, Stage};
 use uuid::Uuid;
 
+use super::kind::Kind;
 use crate::text::clean;
 
-/// A record on its way into the ledger.
-pub(crate) struct Entry<'r> {
-    pub(crate) post_no: i64,
-    pub(crate) record: &'r UsageRecord,
+/// Records of one kind on their way into the ledger.
+pub(crate) struct Entries<'r> {
+    /// Any of them, for what they share.
+    pub(crate) sample: &'r UsageRecord,
+    pub(crate) records: Vec<&'r NumberedRecord>,
     /// Decided in the transaction.
     pub(crate) statement_period: i32,
     pub(crate) requested_model: Arc<str>,
+    /// Of the last attempt.
+    pub(crate) upstream_model: Option<Arc<str>>,
 }
 
-impl<'r> Entry<'r> {
-    pub(crate) fn new(post_no: i64, record: &'r UsageRecord, statement_period: i32) -> Self {
-        let requested_model = clean(&record.open.requested_model);
+impl<'r> Entries<'r> {
+    pub(crate) fn new(kind: Kind<'r>, statement_period: i32) -> Self {
+        let Kind { sample, records } = kind;
+        let last = sample.end.attempts.last();
         Self {
-            post_no,
-            record,
+            sample,
+            records,
             statement_period,
-            requested_model,
+            requested_model: clean(&sample.open.requested_model),
+            upstream_model: last.map(|attempt| clean(&attempt.upstream_model)),
         }
     }
 
     pub(crate) fn last_attempt(&self) -> Option<&'r AttemptRecord> {
-        self.record.end.attempts.last()
+        self.sample.end.attempts.last()
     }
 
     fn upstream_id(&self) -> Uuid {
@@ -64,21 +70,35 @@ pub(crate) struct Charge {
 pub(crate) type Charges = BTreeMap<(Scope, Month), Charge>;
 
 /// Sums the charges of records. An overflow becomes an amount that no counter takes.
-pub(crate) fn charges<'r>(records: impl Iterator<Item = &'r UsageRecord>) -> Charges {
+pub(crate) fn charges(kinds: &[Kind<'_>]) -> Charges {
     let mut charges = Charges::new();
-    for record in records {
-        let payer = &record.open.payer;
-        for scope in payer.scopes() {
-            let charge = charges
-                .entry((scope, record.open.period))
-                .or_insert(Charge {
-                    tenant_id: payer.tenant_id,
-                    tokens: 0,
-                });
-            charge.tokens = charge.tokens.saturating_add(record.end.quota_tokens);
-        }
+    for kind in kinds {
+        let tokens = kind.records.iter().fold(0_i64, |sum, numbered| {
+            sum.saturating_add(numbered.record.end.quota_tokens)
+        });
+        charge(&mut charges, kind.sample, tokens);
     }
     charges
+}
+
+/// Returns the charges of one record.
+pub(crate) fn charges_of(record: &UsageRecord) -> Charges {
+    let mut charges = Charges::new();
+    charge(&mut charges, record, record.end.quota_tokens);
+    charges
+}
+
+fn charge(charges: &mut Charges, sample: &UsageRecord, tokens: i64) {
+    let payer = &sample.open.payer;
+    for scope in payer.scopes() {
+        let charge = charges
+            .entry((scope, sample.open.period))
+            .or_insert(Charge {
+                tenant_id: payer.tenant_id,
+                tokens: 0,
+            });
+        charge.tokens = charge.tokens.saturating_add(tokens);
+    }
 }
 
 /// The key of a daily rollup, in the order of its primary key.
@@ -159,21 +179,24 @@ pub(crate) struct Rollups {
     pub(crate) monthly: Vec<(MonthKey, Sums)>,
 }
 
-pub(crate) fn rollups(entries: &[Entry<'_>]) -> Rollups {
+pub(crate) fn rollups(batch: &[Entries<'_>]) -> Rollups {
     let mut daily: BTreeMap<DayKey, Sums> = BTreeMap::new();
-    for entry in entries {
-        let (open, payer) = (&entry.record.open, &entry.record.open.payer);
+    for entries in batch {
+        let (open, payer) = (&entries.sample.open, &entries.sample.open.payer);
         let key = DayKey {
             tenant_id: payer.tenant_id.as_uuid(),
             local_day: open.local_day.0,
             key_id: payer.key_id.as_uuid(),
             user_id: payer.user_id.as_uuid(),
-            model: Arc::clone(&entry.requested_model),
-            upstream_id: entry.upstream_id(),
+            model: Arc::clone(&entries.requested_model),
+            upstream_id: entries.upstream_id(),
             period: open.period.as_number(),
-            statement_period: entry.statement_period,
+            statement_period: entries.statement_period,
         };
-        daily.entry(key).or_default().add(&Sums::of(entry.record));
+        let sums = daily.entry(key).or_default();
+        for numbered in &entries.records {
+            sums.add(&Sums::of(&numbered.record));
+        }
     }
     let mut monthly: BTreeMap<MonthKey, Sums> = BTreeMap::new();
     for (day, sums) in &daily {

@@ -94,6 +94,135 @@ async fn a_batch_moves_everything_once(database: &Database) {
     assert_eq!(balance.unwrap()[0].used_tokens, 320 * 30);
 }
 
+/// Each row of the ledger without what tells requests apart, in words of both databases.
+async fn rows(database: &Database, first: i64, last: i64) -> Vec<String> {
+    let columns = [
+        "r.tenant_id",
+        "r.user_id",
+        "r.key_id",
+        "r.period",
+        "r.statement_period",
+        "r.local_day",
+        "r.started_at_ms",
+        "r.endpoint",
+        "CAST(r.streams AS INTEGER)",
+        "r.requested_model",
+        "r.upstream_id",
+        "r.upstream_model",
+        "r.upstream_key_id",
+        "r.attempt_count",
+        "r.attempt_status",
+        "r.attempt_started_at_ms",
+        "r.attempt_head_ms",
+        "r.ending",
+        "r.stage",
+        "r.status",
+        "r.error_code",
+        "r.basis",
+        "r.input_tokens",
+        "r.cached_input_tokens",
+        "r.cache_write_input_tokens",
+        "r.output_tokens",
+        "r.reasoning_output_tokens",
+        "r.quota_tokens",
+        "r.first_event_ms",
+        "r.duration_ms",
+        "d.ip",
+        "d.user_agent",
+        "f.n",
+        "f.error",
+    ];
+    let text = columns.map(|column| {
+        if database.is_sqlite() && column.ends_with("_id") {
+            format!("COALESCE(hex({column}), '-')")
+        } else {
+            format!("COALESCE(CAST({column} AS TEXT), '-')")
+        }
+    });
+    let sql = format!(
+        "SELECT {} FROM usage_records r \
+         LEFT JOIN record_details d ON d.request_id = r.request_id \
+         LEFT JOIN failed_attempts f ON f.request_id = r.request_id \
+         WHERE r.post_no BETWEEN {first} AND {last} ORDER BY r.post_no",
+        text.join(" || '|' || ")
+    );
+    database.texts(&sql).await
+}
+
+async fn records_of_one_kind_are_stored_as_each_alone_would_be(database: &Database) {
+    const COUNT: i64 = 40;
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    // What may differ within a kind does, with an agent for all and with several.
+    for agents in [1, 3] {
+        let mut next = guard_next(database, &guard).await;
+        let mut batch = account.records(next, COUNT);
+        for (at, numbered) in (0_i64..).zip(&mut batch) {
+            let (open, end) = (&mut numbered.record.open, &mut numbered.record.end);
+            open.started_at.0 += at;
+            open.caller.user_agent = Some(Arc::from(format!("agent {}", at % agents)));
+            end.usage.input = 100 + at;
+            end.usage.cached_input = 200 + at;
+            end.usage.cache_write_input = 300 + at;
+            end.usage.output = 400 + at;
+            end.usage.reasoning_output = 500 + at;
+            end.quota_tokens = 600 + at;
+            end.first_event_ms = Some(700 + at).filter(|_| at % 2 == 0);
+            end.duration_ms = 800 + at;
+            let mut tried = end.attempts[0].clone();
+            tried.error = Some("connect");
+            end.attempts[0].started_at.0 += 900 + at;
+            end.attempts[0].head_ms = 1_000 + at;
+            end.attempts.insert(0, tried);
+        }
+        assert_eq!(post(database, &mut guard, &batch).await, batch.len());
+        let together = rows(database, next, next + COUNT - 1).await;
+        assert_eq!(together.len(), batch.len());
+        next += COUNT;
+        let first = next;
+        for numbered in &mut batch {
+            numbered.post_no = next;
+            numbered.record.open.request_id = RequestId::from_uuid(id());
+            assert_eq!(
+                post(database, &mut guard, std::slice::from_ref(numbered)).await,
+                1
+            );
+            next += 1;
+        }
+        assert_eq!(together, rows(database, first, next - 1).await);
+    }
+    check_sums(database).await;
+}
+
+async fn guard_next(database: &Database, guard: &Guard) -> i64 {
+    let row = database.storage.find_instance(guard.instance_id).await;
+    row.unwrap().unwrap().posted_no + 1
+}
+
+async fn kinds_large_and_small_are_booked_in_one_batch(database: &Database) {
+    let account = database.account("acme").await;
+    let mut guard = database.instance().await;
+    let mut batch = account.records(1, 100);
+    for (at, numbered) in batch.iter_mut().enumerate() {
+        // Two kinds in turns, and a few of many others.
+        let model = match at % 10 {
+            0 => format!("rare-{at}"),
+            odd if odd % 2 == 1 => "odd".to_owned(),
+            _ => "even".to_owned(),
+        };
+        numbered.record.open.requested_model = Arc::from(model);
+    }
+    assert_eq!(post(database, &mut guard, &batch).await, 100);
+    assert_eq!(post(database, &mut guard, &batch).await, 0, "again");
+    check_sums(database).await;
+    for (model, rows) in [("odd", 50), ("even", 40), ("rare-0", 1)] {
+        let of_model = format!("usage_records WHERE requested_model = '{model}'");
+        assert_eq!(count(database, &of_model).await, rows, "{model}");
+        let sums = format!("SELECT requests FROM rollup_monthly WHERE model = '{model}'");
+        assert_eq!(database.number(&sums).await, rows, "{model}");
+    }
+}
+
 async fn every_size_of_batch_is_posted(database: &Database) {
     let account = database.account("acme").await;
     let mut guard = database.instance().await;
@@ -601,6 +730,8 @@ async fn no_record_lands_in_the_default_partition(database: &Database) {
 
 on_both! {
     a_batch_moves_everything_once,
+    records_of_one_kind_are_stored_as_each_alone_would_be,
+    kinds_large_and_small_are_booked_in_one_batch,
     every_size_of_batch_is_posted,
     balances_come_back_for_scopes_that_are_counted,
     a_guard_that_does_not_fit_does_nothing,
