@@ -1,26 +1,22 @@
 //! One try of one request against one upstream key.
 
-use std::pin::pin;
-use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::response::Parts;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::ResponseFuture;
+use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use sluice_domain::time::UnixMillis;
 use tokio::time::Instant;
 
-use crate::body::{UpstreamBody, UpstreamBodyError, Watch, Wire};
-use crate::client::{ExchangeFailure, RequestBody, SentMark};
+use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
+use crate::client::{Patience, Reply, RequestBody};
 use crate::demo;
 use crate::dispatch::{AnswerKind, Call, Dispatcher};
 use crate::error::{Cause, ErrorClass, ProviderFault, Refusal, SendStage};
 use crate::fault::{classify_disguised, classify_status, is_error_object, read_fault};
 use crate::first_event::{FirstEvent, FirstEventScanner};
-use crate::head;
+use crate::head::{AnswerHeaders, LetThrough};
 use crate::retry_after::retry_after;
 use crate::routing::Lane;
 use crate::routing::upstream::Address;
@@ -30,10 +26,6 @@ const MAX_ERROR_BYTES: usize = 1024 * 1024;
 
 /// The body of an error that takes longer is not waited for; the status says enough.
 const ERROR_BODY_TIME: Duration = Duration::from_secs(10);
-
-/// While a connection is being opened nobody tells when the request goes out; this is how often
-/// that is looked at, so a deadline that counts from then can be late by so much at most.
-const UNSENT_CHECK: Duration = Duration::from_millis(250);
 
 /// Answers up to this size are searched for an error in disguise.
 const MAX_DISGUISED_BYTES: usize = 16 * 1024;
@@ -89,8 +81,6 @@ impl From<UpstreamBodyError> for Box<Failure> {
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) status: StatusCode,
-    pub(crate) headers: HeaderMap,
-    pub(crate) upstream_request_id: Option<HeaderValue>,
     pub(crate) kind: AnswerKind,
     pub(crate) body: UpstreamBody,
 }
@@ -106,11 +96,10 @@ pub(crate) struct Attempt<'a> {
     head: Option<(StatusCode, Instant)>,
 }
 
-/// The head of an answer that is let through.
+/// The head of an answer.
 struct AnswerHead {
     status: StatusCode,
     headers: HeaderMap,
-    upstream_request_id: Option<HeaderValue>,
 }
 
 impl<'a> Attempt<'a> {
@@ -153,82 +142,40 @@ impl<'a> Attempt<'a> {
             return answer;
         };
 
-        let mark = SentMark::new(self.begun);
-        let request = self.request(address, RequestBody::new(body, mark.clone()));
-        let deadlines = self.lane.upstream.deadlines;
-        let response = self
+        let request = self.request(address, body);
+        let deadlines = &self.lane.upstream.deadlines;
+        let patience = Patience {
+            connect: deadlines.connect,
+            head: deadlines.first_event.min(deadlines.total),
+        };
+        let Reply {
+            response,
+            lease,
+            sent_at,
+        } = self
             .dispatcher
             .connections()
-            .request(request, deadlines.connect)
+            .exchange(&address.origin, request, patience)
             .await
-            .map_err(|error| Failure::new(ErrorClass::Internal, SendStage::NotSent, error))?;
-
-        let mut watch = Watch::new();
-        let response = self.await_head(response, &mark, &mut watch).await?;
-        let sent_at = mark.sent_at().unwrap_or(self.begun);
+            .map_err(|error| Failure::new(error.class(), error.stage(), error.into_cause()))?;
         self.head = Some((response.status(), Instant::now()));
         let (parts, incoming) = response.into_parts();
-        let wire = Wire::new(incoming, watch, deadlines.idle, sent_at + deadlines.total);
+        let wire = Wire::new(incoming, lease, deadlines.idle, sent_at + deadlines.total);
         self.read_answer(parts, wire, sent_at).await
     }
 
-    fn request(&self, address: &Address, body: RequestBody) -> Request<RequestBody> {
-        let mut request = Request::new(body);
-        *request.method_mut() = Method::POST;
-        *request.uri_mut() = address.uri(self.call.endpoint).clone();
-        *request.headers_mut() = head::request_headers(
-            address,
-            self.lane.key,
+    fn request(&self, address: &Address, body: Bytes) -> Request<RequestBody> {
+        let headers = self.lane.key.headers.of_request(
             self.dispatcher.user_agent(),
             self.call.streams,
+            body.len(),
             self.call.headers,
         );
+        let mut request = Request::new(RequestBody::new(body));
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = address.uri(self.call.endpoint).clone();
+        *request.headers_mut() = headers;
         request
-    }
-
-    async fn await_head(
-        &self,
-        response: ResponseFuture,
-        mark: &SentMark,
-        watch: &mut Watch,
-    ) -> Result<Response<Incoming>, Box<Failure>> {
-        let deadlines = &self.lane.upstream.deadlines;
-        let patience = deadlines.first_event.min(deadlines.total);
-        // The connector has a deadline of its own, so this one passes only if nobody tells what was
-        // sent.
-        let unsent_due = self.begun + deadlines.connect + patience;
-        let mut unsent_check = self.begun + patience;
-        let mut response = pin!(response);
-        let stage = || {
-            if mark.sent_at().is_some() {
-                SendStage::Sent
-            } else {
-                SendStage::NotSent
-            }
-        };
-        std::future::poll_fn(|cx| {
-            if let Poll::Ready(result) = response.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(|error| {
-                    let ExchangeFailure {
-                        class,
-                        stage,
-                        cause,
-                    } = ExchangeFailure::new(error, stage());
-                    Failure::new(class, stage, cause)
-                }));
-            }
-            loop {
-                let sent = mark.sent_at().map(|at| at + patience);
-                ready!(watch.poll_passed(cx, sent.unwrap_or(unsent_check)));
-                let now = Instant::now();
-                if sent.unwrap_or(unsent_due) <= now {
-                    let cause = "no head of an answer came in time";
-                    return Poll::Ready(Err(Failure::new(ErrorClass::Timeout, stage(), cause)));
-                }
-                unsent_check = now + patience.min(UNSENT_CHECK);
-            }
-        })
-        .await
     }
 
     async fn read_answer(
@@ -238,14 +185,16 @@ impl<'a> Attempt<'a> {
         sent_at: Instant,
     ) -> Result<Outcome, Box<Failure>> {
         let status = parts.status;
-        let (headers, upstream_request_id) = head::answer_headers(&parts.headers);
+        let AnswerHeaders {
+            is_event_stream,
+            is_encoded,
+        } = AnswerHeaders::read(&parts.headers);
         let answer = AnswerHead {
             status,
-            headers,
-            upstream_request_id,
+            headers: parts.headers,
         };
         if status.as_u16() >= 400 {
-            return Err(self.read_refusal(&parts.headers, answer, wire).await);
+            return Err(self.read_refusal(is_encoded, answer, wire).await);
         }
         if !status.is_success() {
             // Following a redirect would carry the key and the prompt to another place.
@@ -254,13 +203,13 @@ impl<'a> Attempt<'a> {
                 format!("the upstream answered with status {}", status.as_u16()),
             ));
         }
-        if head::is_encoded(&parts.headers) {
+        if is_encoded {
             return Err(Failure::answered(
                 ErrorClass::Protocol,
                 "the answer is compressed although that was not asked for",
             ));
         }
-        if head::is_event_stream(&parts.headers) {
+        if is_event_stream {
             if !self.call.streams {
                 return Err(Failure::answered(
                     ErrorClass::Protocol,
@@ -275,7 +224,7 @@ impl<'a> Attempt<'a> {
     /// Reads the body of an error, as far as that is worth it.
     async fn read_refusal(
         &self,
-        all: &HeaderMap,
+        is_encoded: bool,
         answer: AnswerHead,
         mut wire: Wire,
     ) -> Box<Failure> {
@@ -283,14 +232,14 @@ impl<'a> Attempt<'a> {
         let body = UpstreamBody::wire(Bytes::new(), wire)
             .collect(MAX_ERROR_BYTES)
             .await;
-        let body = if head::is_encoded(all) {
+        let body = if is_encoded {
             Bytes::new()
         } else {
             body.unwrap_or_default()
         };
         let fault = read_fault(&body);
         let class = classify_status(answer.status, fault.as_ref());
-        let wait = retry_after(all, self.call.clock.now());
+        let wait = retry_after(&answer.headers, self.call.clock.now());
         Failure::refused(class, answer.refusal(body, fault.unwrap_or_default()), wait)
     }
 
@@ -382,13 +331,12 @@ impl<'a> Attempt<'a> {
 
 impl AnswerHead {
     fn refusal(self, body: Bytes, fault: ProviderFault) -> Refusal {
-        let Self {
-            status,
+        let LetThrough {
             headers,
             upstream_request_id,
-        } = self;
+        } = LetThrough::read(&self.headers);
         Refusal {
-            status,
+            status: self.status,
             headers,
             upstream_request_id,
             body,
@@ -407,15 +355,8 @@ impl AnswerHead {
     }
 
     fn into_outcome(self, kind: AnswerKind, body: UpstreamBody) -> Outcome {
-        let Self {
-            status,
-            headers,
-            upstream_request_id,
-        } = self;
         Outcome {
-            status,
-            headers,
-            upstream_request_id,
+            status: self.status,
             kind,
             body,
         }

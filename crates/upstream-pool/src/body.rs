@@ -1,7 +1,5 @@
 //! The body of an answer: bytes under deadlines.
 
-mod watch;
-
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
@@ -11,10 +9,9 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
+use crate::client::Lease;
 use crate::demo::stream::DemoStream;
 use crate::error::{Cause, ErrorClass};
-
-pub(crate) use self::watch::Watch;
 
 /// How long the rest of a finished stream may take, so that its connection can be used again.
 const DRAIN_TIME: Duration = Duration::from_secs(1);
@@ -81,8 +78,9 @@ enum Source {
 /// An answer that comes over a connection.
 #[derive(Debug)]
 pub(crate) struct Wire {
+    /// The connection; `None` once the answer is over.
+    lease: Option<Lease>,
     incoming: Incoming,
-    watch: Watch,
     /// Since when the reader has been waiting; `None` when bytes came last.
     waiting_since: Option<Instant>,
     idle: Duration,
@@ -92,17 +90,19 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(
         incoming: Incoming,
-        watch: Watch,
+        lease: Lease,
         idle: Duration,
         total_due: Instant,
     ) -> Self {
-        Self {
+        let mut wire = Self {
+            lease: Some(lease),
             incoming,
-            watch,
             waiting_since: None,
             idle,
             total_due,
-        }
+        };
+        wire.give_back_at_end();
+        wire
     }
 
     /// Puts the deadline for the whole answer forward.
@@ -110,8 +110,9 @@ impl Wire {
         self.total_due = self.total_due.min(due);
     }
 
-    pub(crate) fn is_at_end(&self) -> bool {
-        self.incoming.is_end_stream()
+    /// Returns whether nothing more comes.
+    pub(crate) const fn is_at_end(&self) -> bool {
+        self.lease.is_none()
     }
 
     pub(crate) fn exact_length(&self) -> Option<u64> {
@@ -133,7 +134,7 @@ impl Wire {
             if let Poll::Ready(item) = self.poll_data(cx) {
                 return Poll::Ready(Some(item));
             }
-            ready!(self.watch.poll_passed(cx, due));
+            ready!(self.poll_passed(cx, due));
             Poll::Ready(None)
         })
         .await
@@ -144,9 +145,10 @@ impl Wire {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
         if let Poll::Ready(item) = self.poll_data(cx) {
-            self.waiting_since = None;
             // An upstream that never pauses never lets the timer below be looked at.
-            let is_late = matches!(item, Some(Ok(_))) && self.total_due <= Instant::now();
+            let has_paused = self.waiting_since.take().is_some();
+            let is_late =
+                !has_paused && matches!(item, Some(Ok(_))) && self.total_due <= Instant::now();
             return Poll::Ready(if is_late {
                 Some(Err(UpstreamBodyError::Total))
             } else {
@@ -155,7 +157,7 @@ impl Wire {
         }
         let since = *self.waiting_since.get_or_insert_with(Instant::now);
         let idle_due = since + self.idle;
-        ready!(self.watch.poll_passed(cx, idle_due.min(self.total_due)));
+        ready!(self.poll_passed(cx, idle_due.min(self.total_due)));
         Poll::Ready(Some(Err(if idle_due < self.total_due {
             UpstreamBodyError::Idle
         } else {
@@ -163,12 +165,45 @@ impl Wire {
         })))
     }
 
+    fn poll_passed(&mut self, cx: &mut Context<'_>, due: Instant) -> Poll<()> {
+        match &mut self.lease {
+            Some(lease) => lease.poll_passed(cx, due),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Takes what the connection has read, else lets it read.
     fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
+        let mut item = self.take_data();
+        if item.is_pending() {
+            let Some(lease) = &mut self.lease else {
+                return Poll::Ready(None);
+            };
+            lease.drive();
+            item = self.take_data();
+        }
+        match &item {
+            Poll::Pending => {
+                if let Some(lease) = &self.lease {
+                    lease.wait(cx);
+                }
+            }
+            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
+            Poll::Ready(None) => self.give_back(),
+            // It cannot be used again.
+            Poll::Ready(Some(Err(_))) => self.lease = None,
+        }
+        item
+    }
+
+    fn take_data(&mut self) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
+        // The connection works only inside `poll_data`, so nobody needs to be told that it has read.
+        let mut unheard = Context::from_waker(Waker::noop());
         loop {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(cx)) {
+            match ready!(Pin::new(&mut self.incoming).poll_frame(&mut unheard)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(classify(error)))),
                 Some(Ok(frame)) => match frame.into_data() {
@@ -177,6 +212,18 @@ impl Wire {
                     Ok(_) | Err(_) => {}
                 },
             }
+        }
+    }
+
+    fn give_back_at_end(&mut self) {
+        if self.incoming.is_end_stream() {
+            self.give_back();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
         }
     }
 }

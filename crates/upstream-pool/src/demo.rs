@@ -91,11 +91,7 @@ pub(crate) fn answer(
     if call.streams {
         let usage = request.includes_usage.then_some(usage);
         let stream = DemoStream::new(envelope, text, finish_reason, usage);
-        return Ok(outcome(
-            "text/event-stream",
-            AnswerKind::Events,
-            UpstreamBody::demo(stream),
-        ));
+        return Ok(outcome(AnswerKind::Events, UpstreamBody::demo(stream)));
     }
     Ok(document(&envelope.document(&text, finish_reason, &usage)))
 }
@@ -140,14 +136,12 @@ fn cut(mut text: String, max_words: Option<usize>) -> (String, bool) {
 
 fn document(value: &Value) -> Outcome {
     let body = UpstreamBody::in_memory(Bytes::from(value.to_string()));
-    outcome("application/json", AnswerKind::Document, body)
+    outcome(AnswerKind::Document, body)
 }
 
-fn outcome(content_type: &'static str, kind: AnswerKind, body: UpstreamBody) -> Outcome {
+fn outcome(kind: AnswerKind, body: UpstreamBody) -> Outcome {
     Outcome {
         status: StatusCode::OK,
-        headers: HeaderMap::from_iter([(CONTENT_TYPE, HeaderValue::from_static(content_type))]),
-        upstream_request_id: None,
         kind,
         body,
     }

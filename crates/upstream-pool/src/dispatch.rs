@@ -87,10 +87,6 @@ pub enum AnswerKind {
 pub struct UpstreamAnswer {
     /// The status.
     pub status: StatusCode,
-    /// The headers that are let through.
-    pub headers: HeaderMap,
-    /// The provider's own request id.
-    pub upstream_request_id: Option<HeaderValue>,
     /// What the body is.
     pub kind: AnswerKind,
     /// The body.
@@ -220,8 +216,6 @@ fn finish(
     match result {
         Ok(outcome) => Ok(UpstreamAnswer {
             status: outcome.status,
-            headers: outcome.headers,
-            upstream_request_id: outcome.upstream_request_id,
             kind: outcome.kind,
             body: outcome.body,
             upstream_name: Arc::clone(&lane.upstream.name),

@@ -1,6 +1,9 @@
 //! Reads a provider's error object and classifies it.
 
+use std::sync::LazyLock;
+
 use http::StatusCode;
+use memchr::memmem::Finder;
 use serde_json::Value;
 
 use crate::error::{ErrorClass, ProviderFault};
@@ -38,12 +41,15 @@ pub(crate) fn read_fault(body: &[u8]) -> Option<ProviderFault> {
     })
 }
 
+/// Prepared once: on a short answer that costs more than the search.
+static ERROR_WORD: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\"error\""));
+
 /// Returns whether a body with status 200, or the data of an event, is an error in disguise.
 ///
 /// `"error":null` is a habit of some servers and means success.
 pub(crate) fn is_error_object(data: &[u8]) -> bool {
     // Inside a string the quotes are escaped, so ordinary answers rarely get past this search.
-    if memchr::memmem::find(data, b"\"error\"").is_none() {
+    if ERROR_WORD.find(data).is_none() {
         return false;
     }
     let Ok(Value::Object(body)) = serde_json::from_slice(data) else {

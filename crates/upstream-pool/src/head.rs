@@ -1,21 +1,19 @@
 //! Which headers pass, in both directions. Everything else stays behind.
 
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER,
-    USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
+    HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-
-use crate::routing::upstream::{Address, PreparedKey};
 
 /// The headers of a client that an upstream gets to see.
 ///
 /// All others stay: credentials, cookies, organization and project (the operator's key decides),
 /// addresses of proxies, trace contexts, what SDKs tell about their machine.
-const FORWARDED: [HeaderName; 1] = [HeaderName::from_static("openai-beta")];
+static FORWARDED: [HeaderName; 1] = [HeaderName::from_static("openai-beta")];
 
 /// The headers of an answer that are let through, beside those that begin with
 /// [`LIMIT_PREFIX`].
-const LET_THROUGH: [HeaderName; 5] = [
+static LET_THROUGH: [HeaderName; 5] = [
     CONTENT_TYPE,
     RETRY_AFTER,
     HeaderName::from_static("retry-after-ms"),
@@ -25,76 +23,128 @@ const LET_THROUGH: [HeaderName; 5] = [
 
 const LIMIT_PREFIX: &str = "x-ratelimit-";
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
 const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 
-/// Builds the headers of a request to an upstream.
-///
-/// The content length is not here: the HTTP client derives it from the body.
-pub(crate) fn request_headers(
-    address: &Address,
-    key: &PreparedKey,
-    user_agent: &HeaderValue,
-    streams: bool,
-    from_client: &HeaderMap,
-) -> HeaderMap {
-    // Seven here and the length; one power of two above, so that nothing is moved later.
-    let mut headers = HeaderMap::with_capacity(12);
-    headers.insert(HOST, address.host.clone());
-    if let Some((name, value)) = &key.credential {
-        headers.insert(name.clone(), value.clone());
-    }
-    headers.insert(USER_AGENT, user_agent.clone());
-    headers.insert(ACCEPT, if streams { EVENT_STREAM } else { JSON });
-    headers.insert(ACCEPT_ENCODING, IDENTITY);
-    headers.insert(CONTENT_TYPE, JSON);
-    for name in &FORWARDED {
-        for value in from_client.get_all(name) {
-            headers.append(name.clone(), value.clone());
+/// The headers of requests with one upstream key, prepared once: copying them is several times
+/// cheaper than putting them together.
+#[derive(Debug, Default)]
+pub(crate) struct PreparedHeaders {
+    for_document: HeaderMap,
+    for_stream: HeaderMap,
+}
+
+impl PreparedHeaders {
+    pub(crate) fn new(host: &HeaderValue, credential: Option<(HeaderName, HeaderValue)>) -> Self {
+        // Seven here, and one or two of the client; one power of two above, so that nothing is
+        // moved later.
+        let mut headers = HeaderMap::with_capacity(12);
+        headers.insert(HOST, host.clone());
+        if let Some((name, value)) = credential {
+            headers.insert(name, value);
+        }
+        // These two are set in each request; a copy has no room for more than it was made with.
+        headers.insert(USER_AGENT, HeaderValue::from_static(""));
+        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
+        headers.insert(ACCEPT, JSON);
+        headers.insert(ACCEPT_ENCODING, IDENTITY);
+        headers.insert(CONTENT_TYPE, JSON);
+        let mut for_stream = headers.clone();
+        for_stream.insert(ACCEPT, EVENT_STREAM);
+        Self {
+            for_document: headers,
+            for_stream,
         }
     }
-    headers
+
+    /// Builds the headers of a request to an upstream.
+    pub(crate) fn of_request(
+        &self,
+        user_agent: &HeaderValue,
+        streams: bool,
+        body_bytes: usize,
+        from_client: &HeaderMap,
+    ) -> HeaderMap {
+        let prepared = if streams {
+            &self.for_stream
+        } else {
+            &self.for_document
+        };
+        let mut headers = prepared.clone();
+        headers.insert(USER_AGENT, user_agent.clone());
+        headers.insert(CONTENT_LENGTH, HeaderValue::from(body_bytes));
+        for name in &FORWARDED {
+            for value in from_client.get_all(name) {
+                headers.append(name.clone(), value.clone());
+            }
+        }
+        headers
+    }
+
+    #[cfg(test)]
+    pub(crate) const fn for_document(&self) -> &HeaderMap {
+        &self.for_document
+    }
 }
 
-/// Splits the headers of an answer into those that are let through and the provider's request id.
-pub(crate) fn answer_headers(all: &HeaderMap) -> (HeaderMap, Option<HeaderValue>) {
-    let mut kept = HeaderMap::with_capacity(4);
-    for (name, value) in all {
-        if LET_THROUGH.contains(name) || name.as_str().starts_with(LIMIT_PREFIX) {
-            kept.append(name.clone(), value.clone());
+/// What the headers of an answer say.
+#[derive(Debug)]
+pub(crate) struct AnswerHeaders {
+    /// Whether the answer is a stream of events.
+    pub(crate) is_event_stream: bool,
+    /// Whether the body is compressed although nobody asked for it.
+    pub(crate) is_encoded: bool,
+}
+
+impl AnswerHeaders {
+    /// Reads the headers of an answer.
+    pub(crate) fn read(all: &HeaderMap) -> Self {
+        Self {
+            is_event_stream: all.get(CONTENT_TYPE).is_some_and(is_event_stream),
+            is_encoded: all.get_all(CONTENT_ENCODING).iter().any(|value| {
+                !value
+                    .as_bytes()
+                    .trim_ascii()
+                    .eq_ignore_ascii_case(b"identity")
+            }),
         }
     }
-    (kept, all.get(REQUEST_ID).cloned())
 }
 
-/// Returns whether the answer is a stream of events.
-pub(crate) fn is_event_stream(headers: &HeaderMap) -> bool {
-    headers.get(CONTENT_TYPE).is_some_and(|value| {
-        let media_type = value
-            .as_bytes()
-            .split(|&b| b == b';')
-            .next()
-            .unwrap_or_default();
-        media_type
-            .trim_ascii()
-            .eq_ignore_ascii_case(b"text/event-stream")
-    })
+/// What is passed on of the head of a refusal.
+pub(crate) struct LetThrough {
+    pub(crate) headers: HeaderMap,
+    /// The provider's own request id.
+    pub(crate) upstream_request_id: Option<HeaderValue>,
 }
 
-/// Returns whether the body is compressed although nobody asked for it.
-pub(crate) fn is_encoded(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(http::header::CONTENT_ENCODING)
-        .iter()
-        .any(|value| {
-            !value
-                .as_bytes()
-                .trim_ascii()
-                .eq_ignore_ascii_case(b"identity")
-        })
+impl LetThrough {
+    pub(crate) fn read(all: &HeaderMap) -> Self {
+        Self {
+            headers: all
+                .iter()
+                .filter(|(name, _)| {
+                    LET_THROUGH.contains(name) || name.as_str().starts_with(LIMIT_PREFIX)
+                })
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
+            upstream_request_id: all.get(&REQUEST_ID).cloned(),
+        }
+    }
+}
+
+fn is_event_stream(content_type: &HeaderValue) -> bool {
+    let media_type = content_type
+        .as_bytes()
+        .split(|&b| b == b';')
+        .next()
+        .unwrap_or_default();
+    media_type
+        .trim_ascii()
+        .eq_ignore_ascii_case(b"text/event-stream")
 }
 
 #[cfg(test)]
@@ -114,8 +164,11 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_keeps_only_what_is_listed() {
-        let (kept, id) = answer_headers(&headers(&[
+    fn of_a_refusal_only_what_is_listed_is_passed_on() {
+        let LetThrough {
+            headers: kept,
+            upstream_request_id,
+        } = LetThrough::read(&headers(&[
             ("content-type", "application/json"),
             ("x-ratelimit-remaining-tokens", "7"),
             ("retry-after", "3"),
@@ -135,7 +188,7 @@ mod tests {
                 "x-ratelimit-remaining-tokens"
             ]
         );
-        assert_eq!(id.unwrap(), "req-1");
+        assert_eq!(upstream_request_id.unwrap(), "req-1");
     }
 
     #[test]
@@ -146,7 +199,7 @@ mod tests {
             "Text/Event-Stream ;x=1",
         ] {
             assert!(
-                is_event_stream(&headers(&[("content-type", text)])),
+                AnswerHeaders::read(&headers(&[("content-type", text)])).is_event_stream,
                 "{text}"
             );
         }
@@ -156,16 +209,23 @@ mod tests {
             "x; text/event-stream",
         ] {
             assert!(
-                !is_event_stream(&headers(&[("content-type", text)])),
+                !AnswerHeaders::read(&headers(&[("content-type", text)])).is_event_stream,
                 "{text}"
             );
         }
-        assert!(!is_event_stream(&HeaderMap::new()));
+        assert!(!AnswerHeaders::read(&HeaderMap::new()).is_event_stream);
     }
 
     #[test]
     fn compression_is_noticed() {
-        assert!(is_encoded(&headers(&[("content-encoding", "gzip")])));
-        assert!(!is_encoded(&headers(&[("content-encoding", "Identity")])));
+        let is_encoded = |value| {
+            let all = headers(&[
+                ("content-encoding", "identity"),
+                ("content-encoding", value),
+            ]);
+            AnswerHeaders::read(&all).is_encoded
+        };
+        assert!(is_encoded("gzip"));
+        assert!(!is_encoded("Identity"));
     }
 }

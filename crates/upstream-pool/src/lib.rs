@@ -11,7 +11,7 @@
 //! Modules in reading order: [`routing`] (what may serve a request), [`error`] (what can go wrong),
 //! [`body`] (the answer's bytes), [`dispatch`] (one request to one upstream), [`demo`], [`probe`],
 //! [`tls`]. Private: `head` (which headers pass), `fault` (a provider's error object),
-//! `retry_after`, `first_event`, `client` (connections).
+//! `retry_after`, `first_event`, `watch` (the timer of an answer), `client` (connections).
 //!
 //! To let another header of an answer through, add it to the list in `head`; to relay another
 //! provider kind, give it its credential header and its paths in `routing::upstream`.
@@ -27,6 +27,8 @@ mod retry_after;
 mod head;
 
 mod first_event;
+
+mod watch;
 
 mod client;
 

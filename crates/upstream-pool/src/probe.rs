@@ -12,10 +12,10 @@ use serde::Deserialize;
 use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
 use tokio::time::{Instant, timeout};
 
-use crate::body::{UpstreamBody, UpstreamBodyError, Watch, Wire};
-use crate::client::{ExchangeFailure, RequestBody, SentMark};
+use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
+use crate::client::{ExchangeError, Origin, Patience, RequestBody};
 use crate::dispatch::Dispatcher;
-use crate::error::{Cause, ErrorClass, SendStage};
+use crate::error::{Cause, ErrorClass};
 use crate::fault::read_fault;
 use crate::routing::upstream::{bearer, uri_below};
 
@@ -187,34 +187,37 @@ impl Dispatcher {
         if let Some(key) = key {
             headers.insert(AUTHORIZATION, bearer(key).ok_or(ProbeError::UnusableKey)?);
         }
-        let mut request = Request::new(RequestBody::new(Bytes::new(), SentMark::new(begun)));
+        let mut request = Request::new(RequestBody::new(Bytes::new()));
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri_below(base, "/models").ok_or(ProbeError::NoBaseUrl)?;
         *request.headers_mut() = headers;
 
         let origin = || base.origin();
-        let response = self
+        let destination = Origin::new(base).ok_or(ProbeError::NoBaseUrl)?;
+        let patience = Patience {
+            connect,
+            head: PATIENCE,
+        };
+        let reply = self
             .connections()
-            .request(request, connect)
+            .exchange(&destination, request, patience)
             .await
-            .map_err(ProbeError::NoRootCertificates)?
-            .await
-            .map_err(|error| {
-                let failure = ExchangeFailure::new(error, SendStage::NotSent);
-                match failure.class {
-                    ErrorClass::Timeout => ProbeError::TimedOut { origin: origin() },
-                    ErrorClass::Connect => ProbeError::Unreachable {
-                        origin: origin(),
-                        source: failure.cause,
-                    },
-                    _ => ProbeError::Broken {
-                        origin: origin(),
-                        source: failure.cause,
-                    },
+            .map_err(|error| match (error.class(), error) {
+                (_, ExchangeError::NoRootCertificates(source)) => {
+                    ProbeError::NoRootCertificates(source)
                 }
+                (ErrorClass::Timeout, _) => ProbeError::TimedOut { origin: origin() },
+                (ErrorClass::Connect, error) => ProbeError::Unreachable {
+                    origin: origin(),
+                    source: error.into_cause(),
+                },
+                (_, error) => ProbeError::Broken {
+                    origin: origin(),
+                    source: error.into_cause(),
+                },
             })?;
-        let (parts, incoming) = response.into_parts();
-        let wire = Wire::new(incoming, Watch::new(), PATIENCE, begun + PATIENCE);
+        let (parts, incoming) = reply.response.into_parts();
+        let wire = Wire::new(incoming, reply.lease, PATIENCE, begun + PATIENCE);
         match UpstreamBody::wire(Bytes::new(), wire)
             .collect(MAX_LIST_BYTES)
             .await

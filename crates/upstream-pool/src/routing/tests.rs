@@ -8,6 +8,7 @@ use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::Deadlines;
 
 use super::*;
+use crate::client::Origin;
 
 fn uuid(n: u8) -> uuid::Uuid {
     uuid_v7(u64::from(n) + 1, [n; 10])
@@ -183,13 +184,12 @@ fn uris_hosts_and_credentials_are_prepared() {
     assert_eq!(address.host, "api.example.com");
     assert_eq!(
         address.uri(Endpoint::ChatCompletions).to_string(),
-        "https://api.example.com/v1/chat/completions"
+        "/v1/chat/completions"
     );
-    let (name, value) = lane.key.credential.as_ref().unwrap();
-    assert_eq!(
-        (name.as_str(), value.to_str().unwrap()),
-        ("authorization", "Bearer sk-secret-1")
-    );
+    let base = "https://api.example.com".parse().unwrap();
+    assert_eq!(Some(&address.origin), Origin::new(&base).as_ref());
+    let headers = lane.key.headers.for_document();
+    assert_eq!(headers["authorization"], "Bearer sk-secret-1");
     let printed = format!("{table:?} {plan:?}");
     assert!(!printed.contains("sk-secret"), "{printed}");
 }
@@ -275,7 +275,8 @@ fn a_compatible_server_may_have_no_key_but_not_only_disabled_ones() {
     let table = build(keyless);
     let plan = table.find_route(tenant(1), "m").unwrap();
     let asked = Arc::from("m");
-    assert!(plan.pick(&asked).unwrap().key.credential.is_none());
+    let headers = plan.pick(&asked).unwrap().key.headers.for_document();
+    assert!(headers.contains_key("host") && !headers.contains_key("authorization"));
 
     let mut disabled = key(1, 1, 1);
     disabled.0.state = EntityState::Disabled;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::Uri;
-use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::route::Endpoint;
@@ -12,6 +12,8 @@ use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream, Upstre
 
 use super::RoutingProblem;
 use super::wheel::Wheel;
+use crate::client::Origin;
+use crate::head::PreparedHeaders;
 
 /// An upstream that can be used.
 #[derive(Debug)]
@@ -32,13 +34,14 @@ pub(crate) struct PreparedUpstream {
 #[derive(Debug)]
 pub(crate) struct PreparedKey {
     pub(crate) id: Option<UpstreamKeyId>,
-    /// The value is marked sensitive, so that it never shows in `Debug`.
-    pub(crate) credential: Option<(HeaderName, HeaderValue)>,
+    /// The credential in it is marked sensitive, so that it never shows in `Debug`.
+    pub(crate) headers: PreparedHeaders,
 }
 
 /// Where an upstream is, as parts of a request.
 #[derive(Debug)]
 pub(crate) struct Address {
+    pub(crate) origin: Origin,
     pub(crate) host: HeaderValue,
     chat_completions: Uri,
     completions: Uri,
@@ -49,6 +52,7 @@ impl Address {
     /// Splits a base URL into what requests need; `None` when it does not fit into a request.
     fn new(base: &BaseUrl) -> Option<Self> {
         Some(Self {
+            origin: Origin::new(base)?,
             host: HeaderValue::from_str(base.authority()).ok()?,
             chat_completions: uri_below(base, Endpoint::ChatCompletions.path())?,
             completions: uri_below(base, Endpoint::Completions.path())?,
@@ -66,18 +70,12 @@ impl Address {
     }
 }
 
-/// Builds the URI of a path below a base URL from the parts of its one parsed form.
+/// Builds the URI of a path below a base URL, as it stands in a request to its origin.
 pub(crate) fn uri_below(base: &BaseUrl, path: &str) -> Option<Uri> {
     Uri::builder()
-        .scheme(base.scheme())
-        .authority(base.authority())
         .path_and_query(format!("{}{path}", base.path()))
         .build()
         .ok()
-        .filter(|uri| {
-            uri.authority()
-                .is_some_and(|a| a.as_str() == base.authority())
-        })
 }
 
 /// Builds `authorization: Bearer …`; `None` when the secret is empty or cannot stand in a header.
@@ -113,7 +111,7 @@ impl PreparedUpstream {
                     1,
                     PreparedKey {
                         id: None,
-                        credential: None,
+                        headers: PreparedHeaders::default(),
                     },
                 )],
             ),
@@ -126,7 +124,8 @@ impl PreparedUpstream {
                     problems.push(RoutingProblem::UnusableBaseUrl { upstream: name() });
                     return None;
                 };
-                (Some(address), prepare_keys(upstream, keys, problems))
+                let keys = prepare_keys(upstream, &address.host, keys, problems);
+                (Some(address), keys)
             }
         };
         let Some(wheel) = Wheel::new(keys.iter().map(|(weight, _)| *weight)) else {
@@ -151,6 +150,7 @@ impl PreparedUpstream {
 /// broken is not: nobody decided to call it without one.
 fn prepare_keys(
     upstream: &Upstream,
+    host: &HeaderValue,
     keys: &[(UpstreamKey, SecretString)],
     problems: &mut Vec<RoutingProblem>,
 ) -> Vec<(u32, PreparedKey)> {
@@ -159,7 +159,7 @@ fn prepare_keys(
             1,
             PreparedKey {
                 id: None,
-                credential: None,
+                headers: PreparedHeaders::new(host, None),
             },
         )];
     }
@@ -173,12 +173,12 @@ fn prepare_keys(
                 });
                 return None;
             };
-            let credential = Some((AUTHORIZATION, value));
+            let headers = PreparedHeaders::new(host, Some((AUTHORIZATION, value)));
             Some((
                 key.weight,
                 PreparedKey {
                     id: Some(key.id),
-                    credential,
+                    headers,
                 },
             ))
         })

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
+use sluice_upstream_pool::{ClientOptions, Dispatcher};
 use tokio::time::{Instant, sleep};
 
-use crate::server::{Server, Step, chunk, end, json, stream_head, wait_ms};
+use crate::server::{Server, Step, chunk, document, end, json, stream_head, wait_ms};
 use crate::support::Relay;
 
 const SOON: Duration = Duration::from_millis(200);
@@ -126,4 +127,94 @@ async fn a_connection_that_was_closed_while_idle_is_replaced() {
         sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(server.opened(), 3);
+}
+
+#[tokio::test]
+async fn an_upstream_that_closes_right_after_each_answer_causes_no_failure() {
+    let server = Server::start(vec![json("200 OK", "{}"), Step::Close]).await;
+    let relay = Relay::to(&server);
+    for _ in 0..20 {
+        relay.ask().await.unwrap();
+    }
+    assert_eq!(server.opened(), 20);
+}
+
+#[tokio::test]
+async fn a_connection_that_its_upstream_gives_up_is_closed_although_nobody_asks() {
+    let server = Server::start(vec![
+        json("200 OK", "{}"),
+        wait_ms(50),
+        Step::ShutDown,
+        Step::WaitForClose,
+    ])
+    .await;
+    Relay::to(&server).ask_and_stay(&server).await;
+}
+
+#[tokio::test]
+async fn a_connection_is_closed_where_the_answer_says_so() {
+    let server = Server::start(vec![
+        document("200 OK", "connection: close\r\n", "{}"),
+        Step::WaitForClose,
+    ])
+    .await;
+    Relay::to(&server).ask_and_stay(&server).await;
+}
+
+#[tokio::test]
+async fn an_unused_connection_is_closed_after_a_while() {
+    let server = Server::start(vec![json("200 OK", "{}")]).await;
+    let mut relay = Relay::to(&server);
+    relay.dispatcher = Dispatcher::new(ClientOptions {
+        idle_timeout: Duration::from_millis(200),
+        ..ClientOptions::default()
+    });
+    for _ in 0..3 {
+        relay.ask().await.unwrap();
+        sleep(Duration::from_millis(60)).await;
+    }
+    assert_eq!(server.opened(), 1, "it was used in time");
+    assert!(server.closed_within(1, Duration::from_millis(400)).await);
+    relay.ask().await.unwrap();
+    assert_eq!(server.opened(), 2);
+}
+
+#[tokio::test]
+async fn no_more_connections_are_kept_than_asked_for() {
+    let server = Server::start(vec![wait_ms(50), json("200 OK", "{}")]).await;
+    let mut relay = Relay::to(&server);
+    relay.dispatcher = Dispatcher::new(ClientOptions {
+        max_idle_per_host: 2,
+        ..ClientOptions::default()
+    });
+    for _ in 0..2 {
+        let (a, b, c) = tokio::join!(relay.ask(), relay.ask(), relay.ask());
+        a.and(b).and(c).unwrap();
+    }
+    assert!(server.closed_within(2, SOON).await);
+    assert_eq!(server.opened(), 4, "two of three were used again");
+    assert!(!server.closed_within(3, Duration::from_millis(50)).await);
+}
+
+#[tokio::test]
+async fn a_body_moves_to_another_task_between_two_chunks() {
+    let server = Server::start(vec![
+        stream_head(),
+        chunk("data: 1\n\n"),
+        wait_ms(60),
+        chunk("data: 2\n\n"),
+        wait_ms(60),
+        end(),
+    ])
+    .await;
+    let relay = Relay::to(&server);
+    let mut body = relay.stream().await.unwrap().body;
+    assert_eq!(body.next_chunk().await.unwrap().unwrap(), "data: 1\n\n");
+    // The wake of the first task, which waited last, is of no use to the second one.
+    let waited = tokio::time::timeout(Duration::from_millis(20), body.next_chunk()).await;
+    assert!(waited.is_err(), "{waited:?}");
+    let rest = tokio::spawn(body.collect(100)).await.unwrap();
+    assert_eq!(rest.unwrap(), "data: 2\n\n");
+    relay.stream().await.unwrap();
+    assert_eq!(server.opened(), 1);
 }

@@ -19,6 +19,8 @@ pub(crate) enum Step {
     Wait(Duration),
     /// Waits until the client closes the connection.
     WaitForClose,
+    /// Says that nothing more comes, and keeps the connection.
+    ShutDown,
     /// Closes with a reset instead of an orderly end.
     Reset,
     /// Closes in an orderly way.
@@ -135,6 +137,7 @@ async fn serve(mut stream: TcpStream, script: &[Step], log: &Mutex<Vec<Seen>>) {
                     while matches!(stream.read(&mut byte).await, Ok(n) if n > 0) {}
                     return;
                 }
+                Step::ShutDown => stream.shutdown().await.unwrap(),
                 Step::Reset => {
                     stream.set_zero_linger().unwrap();
                     return;

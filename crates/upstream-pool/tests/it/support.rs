@@ -124,6 +124,17 @@ impl Relay {
         self.call(Endpoint::ChatCompletions, false).await
     }
 
+    /// Asks once, and expects that the connection is closed soon after, without another request.
+    pub(crate) async fn ask_and_stay(&self, server: &Server) {
+        self.ask().await.unwrap();
+        assert!(
+            server.closed_within(1, Duration::from_millis(250)).await,
+            "still open"
+        );
+        self.ask().await.unwrap();
+        assert_eq!(server.opened(), 2);
+    }
+
     pub(crate) async fn call(&self, endpoint: Endpoint, streams: bool) -> Outcome {
         let model = Arc::from("alias");
         let call = Call {
