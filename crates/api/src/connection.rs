@@ -27,6 +27,11 @@ impl Activity {
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Returns whether a request is being answered.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.requests_begun.load(Ordering::Relaxed) != self.requests_ended.load(Ordering::Relaxed)
+    }
+
     /// Notes that the last byte of an answer was handed out, or nobody wants it.
     pub(crate) fn request_ended(&self) {
         self.requests_ended.fetch_add(1, Ordering::Relaxed);
@@ -66,8 +71,7 @@ impl HeadWatch {
     pub(crate) fn is_overdue(&mut self, activity: &Activity, now: Instant) -> bool {
         let begun = activity.requests_begun.load(Ordering::Relaxed);
         let bytes = activity.bytes_read.load(Ordering::Relaxed);
-        let is_busy = begun != activity.requests_ended.load(Ordering::Relaxed);
-        if is_busy || begun != self.requests_seen {
+        if activity.is_busy() || begun != self.requests_seen {
             self.requests_seen = begun;
             self.bytes_seen = bytes;
             self.resting_since = now;

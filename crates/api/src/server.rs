@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use sluice_domain::id::RequestId;
+use sluice_domain::route::Endpoint;
 use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
@@ -69,11 +70,11 @@ pub(crate) async fn accept(
     let listener =
         TcpListener::from_std(listener).context("the listening socket cannot be used")?;
     let app = Arc::clone(&worker.app);
-    let service = Service {
+    let service = Arc::new(Service {
         router: router::build(Arc::clone(&worker)),
         cors: router::cors(&app.config.cors.allowed_origins),
         worker: Arc::clone(&worker),
-    };
+    });
     let connections = TaskTracker::new();
     let max_connections = i64::try_from(app.config.server.max_connections).unwrap_or(i64::MAX);
     loop {
@@ -85,7 +86,7 @@ pub(crate) async fn accept(
         };
         match accepted {
             Ok((stream, peer)) => {
-                let service = service.clone();
+                let service = Arc::clone(&service);
                 let open = OpenConnection::new(&app.metrics);
                 connections.spawn(async move {
                     let _open = open;
@@ -110,7 +111,7 @@ pub(crate) async fn accept(
     Ok(())
 }
 
-async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr) {
+async fn serve_connection(service: Arc<Service>, stream: TcpStream, peer: SocketAddr) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "TCP_NODELAY cannot be set");
     }
@@ -122,7 +123,7 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
     let mut next_look = std::pin::pin!(tokio::time::sleep(watch.look_every()));
 
     let service =
-        service_fn(|request| answer(service.clone(), Arc::clone(&activity), peer, request));
+        service_fn(|request| answer(Arc::clone(&service), Arc::clone(&activity), peer, request));
     let mut connection = std::pin::pin!(http1::Builder::new().serve_connection(io, service));
     let mut draining = SignalWatch::new(&app.draining);
     let mut is_told = false;
@@ -140,7 +141,9 @@ async fn serve_connection(service: Service, stream: TcpStream, peer: SocketAddr)
             // What is still open is dropped here, and booked by that.
             return Poll::Ready(Ok(()));
         }
-        while next_look.as_mut().poll(cx).is_ready() {
+        // A client that waits for its answer is not late, so nobody looks meanwhile; the end of the
+        // answer passes here too.
+        while !activity.is_busy() && next_look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if watch.is_overdue(&activity, now) {
                 tracing::trace!("a client is overdue; its connection is closed");
@@ -182,7 +185,7 @@ impl LastWords {
 
 /// Answers one request: gives it an id, counts it, and turns a panic into an answer.
 async fn answer(
-    service: Service,
+    service: Arc<Service>,
     activity: Arc<Activity>,
     peer: SocketAddr,
     request: Request<Incoming>,
@@ -207,9 +210,20 @@ async fn answer(
         started,
         surface: counted.surface,
     };
-    let answered = AssertUnwindSafe(service.answer(context, request))
-        .catch_unwind()
-        .await;
+    // What carries the load is not sent through the router, which would box it several times.
+    let answered = if service.cors.is_none()
+        && let Some(endpoint) = relayed_endpoint(context.surface, &request)
+    {
+        let worker = Arc::clone(&service.worker);
+        AssertUnwindSafe(relay::relay(worker, endpoint, context, request))
+            .catch_unwind()
+            .await
+            .map(|answer| answer.unwrap_or_else(|error| error.logged(request_id).into_answer()))
+    } else {
+        AssertUnwindSafe(Box::pin((*service).clone().answer(context, request)))
+            .catch_unwind()
+            .await
+    };
     let mut response = answered.unwrap_or_else(|_panic| {
         tracing::error!(request.id = %request_id, "a request ended by a panic");
         ApiError::new(
@@ -227,6 +241,13 @@ async fn answer(
         inner,
         _counted: counted,
     }))
+}
+
+/// Returns the endpoint of a request that is relayed.
+fn relayed_endpoint<B>(surface: Surface, request: &Request<B>) -> Option<Endpoint> {
+    surface
+        .endpoint()
+        .filter(|_| request.method() == Method::POST)
 }
 
 /// What answers the requests of one thread: the relay itself for what it relays, the router for all
@@ -264,10 +285,7 @@ impl Service {
         context: RequestContext,
         request: Request<Incoming>,
     ) -> Response<AnswerBody> {
-        // What carries the load is not sent through the router, which would box it several times.
-        if let Some(endpoint) = context.surface.endpoint()
-            && request.method() == Method::POST
-        {
+        if let Some(endpoint) = relayed_endpoint(context.surface, &request) {
             let request_id = context.request_id;
             return match relay::relay(self.worker, endpoint, context, request).await {
                 Ok(response) => response,

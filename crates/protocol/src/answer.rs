@@ -30,6 +30,11 @@ pub struct AnswerFacts {
 /// Members that may stand behind the usage in the short way, in bytes.
 const MAX_TAIL: usize = 1_024;
 
+/// The key of the usage, as it stands in nearly all answers.
+const USAGE_KEY: &[u8] = b"\"usage\"";
+/// How far from the end of an answer it nearly always stands, in bytes.
+const NEAR_END: usize = 512;
+
 /// Reads what matters about an answer with a status of success.
 ///
 /// Costs some 80 ns per KiB, whatever the answer holds.
@@ -49,18 +54,16 @@ pub fn inspect(endpoint: Endpoint, body: &[u8]) -> AnswerFacts {
 fn plain_facts(body: &[u8]) -> Option<AnswerFacts> {
     static ERROR: LazyLock<memmem::Finder<'static>> =
         LazyLock::new(|| memmem::Finder::new(b"\"error\""));
-    static USAGE: LazyLock<memmem::FinderRev<'static>> =
-        LazyLock::new(|| memmem::FinderRev::new(b"\"usage\""));
 
     if !body.starts_with(b"{") || !body.ends_with(b"}") || ERROR.find(body).is_some() {
         return None;
     }
-    let at = USAGE.rfind(body)?;
+    let at = last_usage_key(body)?;
     if body.get(at.checked_sub(1)?) == Some(&b'\\') {
         return None;
     }
     let value = body
-        .get(at + USAGE.needle().len()..)?
+        .get(at + USAGE_KEY.len()..)?
         .trim_ascii_start()
         .strip_prefix(b":")?;
     let (usage, length) = usage::read_first(value)?;
@@ -76,28 +79,49 @@ fn plain_facts(body: &[u8]) -> Option<AnswerFacts> {
     })
 }
 
+/// Returns where the key of the usage stands last.
+fn last_usage_key(body: &[u8]) -> Option<usize> {
+    static USAGE: LazyLock<memmem::FinderRev<'static>> =
+        LazyLock::new(|| memmem::FinderRev::new(USAGE_KEY));
+
+    // A search for one letter has nothing to set up; beyond a few hundred bytes the other wins.
+    let far = body.len().saturating_sub(NEAR_END);
+    let near = body.get(far..)?;
+    memchr::memrchr_iter(b'u', near)
+        .filter_map(|letter| letter.checked_sub(1))
+        .find(|quote| near.get(*quote..).is_some_and(|s| s.starts_with(USAGE_KEY)))
+        .map(|quote| far + quote)
+        .or_else(|| USAGE.rfind(body))
+}
+
 /// Returns how many containers the text closes beyond those that it opens; `None` when it stands
 /// inside a string or goes on behind the last of them.
 fn closed_levels(tail: &[u8]) -> Option<i32> {
     let mut level = 0;
-    let mut bytes = tail.iter();
-    while let Some(byte) = bytes.next() {
+    let mut rest = tail;
+    while let Some((byte, behind)) = rest.split_first() {
+        rest = behind;
         match byte {
             b'{' | b'[' => level -= 1,
             b'}' | b']' => level += 1,
-            b'"' => loop {
-                match bytes.next()? {
-                    b'\\' => {
-                        bytes.next()?;
-                    }
-                    b'"' => break,
-                    _ => {}
-                }
-            },
+            b'"' => rest = behind_string(rest)?,
             _ => {}
         }
     }
     Some(level)
+}
+
+/// Returns what follows the string of which `text` is all but the opening quote.
+fn behind_string(mut text: &[u8]) -> Option<&[u8]> {
+    loop {
+        let at = memchr::memchr2(b'"', b'\\', text)?;
+        let is_end = text.get(at) == Some(&b'"');
+        // Behind a backslash stands one more byte of the string.
+        text = text.get(if is_end { at + 1 } else { at + 2 }..)?;
+        if is_end {
+            return Some(text);
+        }
+    }
 }
 
 fn read_facts(body: &[u8]) -> Result<AnswerFacts, Malformed> {
@@ -110,10 +134,10 @@ fn read_facts(body: &[u8]) -> Result<AnswerFacts, Malformed> {
     while let Some(member) = walker.next_member()? {
         let value = member.value;
         match (&*member.key, value.kind) {
-            ("usage", _) => facts.usage = usage::read(value.raw),
-            ("error", Kind::Null) => {}
-            ("error", _) => facts.error = failure::of_member(value.raw),
-            ("object" | "type", Kind::String) => {
+            (b"usage", _) => facts.usage = usage::read(value.raw),
+            (b"error", Kind::Null) => {}
+            (b"error", _) => facts.error = failure::of_member(value.raw),
+            (b"object" | b"type", Kind::String) => {
                 is_flat_error |= value.as_str().as_deref() == Some("error");
             }
             _ => {}
@@ -174,7 +198,7 @@ pub fn embeddings_to_base64(body: &Bytes) -> Option<Bytes> {
     let base = body.len() - without_mark(body).len();
     let mut answer = Walker::object(body.get(base..)?, 0).ok()?;
     while let Some(member) = answer.next_member().ok()? {
-        if member.key != "data" || member.value.kind != Kind::Array {
+        if *member.key != *b"data" || member.value.kind != Kind::Array {
             continue;
         }
         let base = base + member.value.start;
@@ -187,7 +211,7 @@ pub fn embeddings_to_base64(body: &Bytes) -> Option<Bytes> {
             let mut item = Walker::object(item.raw, 2).ok()?;
             while let Some(member) = item.next_member().ok()? {
                 let value = member.value;
-                if member.key != "embedding" || value.kind != Kind::Array {
+                if *member.key != *b"embedding" || value.kind != Kind::Array {
                     continue;
                 }
                 let Ok(vector) = serde_json::from_slice::<Vec<f32>>(value.raw) else {
@@ -286,6 +310,34 @@ mod tests {
         assert_eq!(facts.usage.unwrap().total(), 5);
         let nested = json!({"choices": [{"usage": {"prompt_tokens": 9}}]}).to_string();
         assert_eq!(plain_facts(nested.as_bytes()), None);
+    }
+
+    #[test]
+    fn the_last_usage_is_found_near_the_end_and_far_from_it() {
+        for (before, after) in [
+            (0, 0),
+            (0, 600),
+            (600, 0),
+            (2_000, 500),
+            (2_000, 504),
+            (9, 505),
+        ] {
+            for first in ["", "\"usage\":{},"] {
+                let text = format!(
+                    "{first}{}\"usage\":{{}},\"uuu\":\"u{}",
+                    "u".repeat(before),
+                    "u".repeat(after)
+                );
+                assert_eq!(
+                    last_usage_key(text.as_bytes()),
+                    text.rfind("\"usage\""),
+                    "{text}"
+                );
+            }
+        }
+        for text in ["", "u", "usage", "\"usage", "sage\"", "\"Usage\""] {
+            assert_eq!(last_usage_key(text.as_bytes()), None, "{text}");
+        }
     }
 
     #[test]

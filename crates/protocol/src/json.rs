@@ -96,8 +96,8 @@ impl<'a> Value<'a> {
 /// One member of an object.
 #[derive(Debug, Clone)]
 pub(crate) struct Member<'a> {
-    /// Decoded.
-    pub(crate) key: Cow<'a, str>,
+    /// Decoded; always UTF-8.
+    pub(crate) key: Cow<'a, [u8]>,
     pub(crate) value: Value<'a>,
 }
 
@@ -176,7 +176,7 @@ impl<'a> Walker<'a> {
     /// Returns a short key without escapes and steps over it, which is what nearly all keys are.
     ///
     /// The scanner need not hear of it: it reads every block in order, whatever is asked of it.
-    fn plain_key(&mut self) -> Option<&'a str> {
+    fn plain_key(&mut self) -> Option<&'a [u8]> {
         let rest = self.text.get(self.at + 1..)?;
         let window = rest.get(..PLAIN_KEY_BYTES.min(rest.len()))?;
         let end = window
@@ -185,15 +185,21 @@ impl<'a> Walker<'a> {
         if window.get(end) != Some(&b'"') {
             return None;
         }
-        let key = str::from_utf8(window.get(..end)?).ok()?;
+        let key = window.get(..end)?;
         self.at += end + 2;
         Some(key)
     }
 
-    fn any_key(&mut self) -> Result<Cow<'a, str>, Malformed> {
+    fn any_key(&mut self) -> Result<Cow<'a, [u8]>, Malformed> {
         let key = self.value()?;
-        key.as_str()
-            .ok_or_else(|| Malformed::new(key.start, "a key holds half a surrogate pair"))
+        match key.as_str() {
+            Some(Cow::Borrowed(text)) => Ok(Cow::Borrowed(text.as_bytes())),
+            Some(Cow::Owned(text)) => Ok(Cow::Owned(text.into_bytes())),
+            None => {
+                let reason = "a key holds half a surrogate pair";
+                Err(Malformed::new(key.start, reason))
+            }
+        }
     }
 
     /// Returns the next element; at the end, checks that nothing but white space follows.
@@ -415,7 +421,8 @@ mod tests {
         let mut members = Vec::new();
         while let Some(Member { key, value }) = walker.next_member()? {
             let raw = str::from_utf8(value.raw).unwrap().to_owned();
-            members.push((key.into_owned(), value.kind, raw));
+            let key = String::from_utf8(key.into_owned()).unwrap();
+            members.push((key, value.kind, raw));
         }
         Ok(members)
     }

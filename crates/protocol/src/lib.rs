@@ -14,7 +14,8 @@
 //!
 //! To act upon one more member of a request, add a variant to `request::key::Field`, name it in the list
 //! of its endpoint, read it in [`request::outline`], and add it to the comparison with `serde_json`
-//! in the tests. To read one more provider's usage, extend `usage::Usage` and its table of cases.
+//! in the tests. To read one more provider's usage, extend `usage::Usage`,
+//! `usage::plain` and the table of cases.
 //!
 //! ```
 //! use bytes::Bytes;

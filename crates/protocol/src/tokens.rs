@@ -139,7 +139,7 @@ fn count_shapes(encoding: Encoding, body: &[u8]) -> i64 {
         return 0;
     };
     while let Ok(Some(Member { key, value })) = members.next_member() {
-        let is_shape = matches!(&*key, "tools" | "functions" | "response_format");
+        let is_shape = matches!(&*key, b"tools" | b"functions" | b"response_format");
         if is_shape && value.kind != Kind::Null {
             count = count.saturating_add(encoding.count(&String::from_utf8_lossy(value.raw)));
         }

@@ -1,5 +1,7 @@
 //! Usage objects of providers, brought into one form.
 
+mod plain;
+
 use std::fmt;
 
 use serde::Deserialize;
@@ -13,6 +15,7 @@ const MAX_TOKENS: i64 = 1 << 40;
 ///
 /// Some compatible servers use the words of the Responses API.
 #[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq, Eq))]
 #[serde(default)]
 struct Usage {
     #[serde(alias = "input_tokens")]
@@ -29,6 +32,7 @@ struct Usage {
 }
 
 #[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq, Eq))]
 #[serde(default)]
 struct PromptDetails {
     cached_tokens: Count,
@@ -36,6 +40,7 @@ struct PromptDetails {
 }
 
 #[derive(Deserialize, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq, Eq))]
 #[serde(default)]
 struct CompletionDetails {
     reasoning_tokens: Count,
@@ -43,6 +48,7 @@ struct CompletionDetails {
 
 /// A number of tokens; absent when `null` or not there.
 #[derive(Clone, Copy, Default)]
+#[cfg_attr(test, derive(Debug, PartialEq, Eq))]
 struct Count(Option<i64>);
 
 impl<'de> Deserialize<'de> for Count {
@@ -95,16 +101,30 @@ impl<'de> Deserialize<'de> for Count {
 /// `None` when it is `null`, says nothing about input, or holds a number that cannot be. Zeros that
 /// are said are usage.
 pub(crate) fn read(raw: &[u8]) -> Option<TokenUsage> {
-    serde_json::from_slice::<Usage>(raw).ok()?.into_form()
+    let usage = match plain::read_first(raw) {
+        Some((usage, length)) if length == raw.len() => usage,
+        _ => parse(raw)?,
+    };
+    usage.into_form()
 }
 
 /// Reads a usage object at the beginning of a text, and how many bytes it takes.
 ///
 /// `None` when it is no object or holds a number that cannot be.
 pub(crate) fn read_first(text: &[u8]) -> Option<(Option<TokenUsage>, usize)> {
-    let mut objects = serde_json::Deserializer::from_slice(text).into_iter::<Usage>();
+    let (usage, length) = plain::read_first(text).or_else(|| parse_first(text))?;
+    Some((usage.into_form(), length))
+}
+
+/// Reads what is written in any way.
+fn parse(raw: &[u8]) -> Option<Usage> {
+    serde_json::from_slice(raw).ok()
+}
+
+fn parse_first(text: &[u8]) -> Option<(Usage, usize)> {
+    let mut objects = serde_json::Deserializer::from_slice(text).into_iter();
     let usage = objects.next()?.ok()?;
-    Some((usage.into_form(), objects.byte_offset()))
+    Some((usage, objects.byte_offset()))
 }
 
 impl Usage {

@@ -75,6 +75,8 @@ pub(crate) struct InFlight {
     pub(crate) stage: Stage,
     /// Milliseconds from the start to the first event.
     first_event_ms: Option<i64>,
+    /// Milliseconds from the start to the end, where that is known before the end is booked.
+    duration_ms: Option<i64>,
     /// Every attempt that has a result.
     pub(crate) attempts: Attempts,
     /// What the provider reported.
@@ -99,16 +101,23 @@ impl InFlight {
             side,
             stage: Stage::Held,
             first_event_ms: None,
+            duration_ms: None,
             attempts: Attempts::new(),
             usage: None,
             output: Output::None,
         }
     }
 
-    /// Notes that the first event, or the whole answer, has come.
+    /// Notes that the first event, or the head of a whole answer, has come.
     pub(crate) fn answered(&mut self) {
         self.first_event_ms
             .get_or_insert_with(|| millis_since(self.started));
+    }
+
+    /// Notes that the whole answer has come at once: all that follows is the work of this moment.
+    pub(crate) fn answered_whole(&mut self) {
+        self.answered();
+        self.duration_ms = self.first_event_ms;
     }
 
     /// Notes that the attempt whose answer had begun failed after all.
@@ -118,12 +127,9 @@ impl InFlight {
         }
     }
 
-    /// Ends the request: books what is owed, in the background when it must be counted first.
-    pub(crate) fn end(mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
-        self.end_once(ending, status, error_code);
-    }
-
-    fn end_once(&mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
+    /// Ends the request: books what is owed, in the background when it must be counted first. Once it
+    /// has ended, nothing more is booked.
+    pub(crate) fn end(&mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
         let Some(hold) = self.hold.take() else { return };
         if self.attempts.is_empty() {
             self.attempts
@@ -144,7 +150,9 @@ impl InFlight {
             basis: reported,
             quota_tokens: 0,
             first_event_ms: self.first_event_ms,
-            duration_ms: millis_since(self.started),
+            duration_ms: self
+                .duration_ms
+                .unwrap_or_else(|| millis_since(self.started)),
             attempts: std::mem::take(&mut self.attempts),
         };
         match (owed, self.usage) {
@@ -214,7 +222,7 @@ impl Drop for InFlight {
         } else {
             Ending::ClientLeft
         };
-        self.end_once(ending, CLIENT_LEFT, None);
+        self.end(ending, CLIENT_LEFT, None);
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use futures_util::FutureExt;
 use http::HeaderMap;
-use http::header::{CONTENT_ENCODING, CONTENT_LENGTH};
+use http::header::CONTENT_ENCODING;
 use http_body::Body;
 use http_body_util::BodyExt;
 
@@ -37,10 +37,11 @@ where
             "Compressed request bodies are not supported. Send the body without `content-encoding`.",
         ));
     }
-    let announced = headers
-        .get(CONTENT_LENGTH)
-        .and_then(|v| v.to_str().ok())
-        .and_then(|v| v.parse::<usize>().ok());
+    // What `content-length` says; it has been read once already.
+    let announced = body
+        .size_hint()
+        .exact()
+        .map(|length| usize::try_from(length).unwrap_or(usize::MAX));
     if announced.is_some_and(|length| length > config.max_body_bytes) {
         return Err(too_large(config.max_body_bytes));
     }

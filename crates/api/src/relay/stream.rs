@@ -2,7 +2,6 @@
 //! their last event leaves.
 
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -56,16 +55,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     let mut dispatching: Dispatching = Box::pin(async move { call.dispatch().await });
     let source = match tokio::time::timeout(config.head_wait, &mut dispatching).await {
         Ok(Ok(answer)) if answer.kind == AnswerKind::Document => {
-            let is_detached = AtomicBool::new(false);
-            return whole::finish(
-                answer,
-                in_flight,
-                endpoint,
-                false,
-                max_answer_bytes,
-                &is_detached,
-            )
-            .await;
+            return whole::finish(answer, in_flight, endpoint, max_answer_bytes).await;
         }
         Ok(Ok(answer)) => {
             in_flight.answered();

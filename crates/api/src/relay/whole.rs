@@ -3,7 +3,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -12,10 +12,9 @@ use http::{HeaderValue, Response, StatusCode};
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
-use sluice_upstream_pool::{ErrorClass, UpstreamAnswer, UpstreamBodyError};
-use tokio_util::task::TaskTracker;
+use sluice_upstream_pool::{Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError};
 
-use crate::app::Signal;
+use crate::app::Worker;
 use crate::body::AnswerBody;
 use crate::error::{ApiError, Code, Retry};
 use crate::server::CLIENT_LEFT;
@@ -28,34 +27,30 @@ use super::refusal::{ending_of, refusal};
 ///
 /// A plain function, so that the work is built in its box and not in the caller's future first.
 pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
-    let detached = call.worker.detached.clone();
+    let worker = Arc::clone(&call.worker);
     let side = Arc::clone(&call.side);
-    let shared = Arc::clone(&call.side);
-    let ending = Arc::clone(&call.worker.app.ending);
     let work = async move {
         in_flight.stage = Stage::Dispatched;
         match call.dispatch().await {
             Ok(answer) => {
+                note_answer(&mut in_flight, answer.attempts, &answer.body);
+                let body = answer.body.collect(call.max_answer_bytes()).await;
                 let wants_base64 = call.outline.wants_base64;
-                finish(
-                    answer,
-                    in_flight,
+                let is_detached = call.side.is_detached.load(Ordering::Relaxed);
+                book(
+                    (answer.status, body),
+                    &mut in_flight,
                     call.endpoint,
                     wants_base64,
-                    call.max_answer_bytes(),
-                    &shared.is_detached,
+                    is_detached,
                 )
-                .await
             }
             Err(mut error) => {
                 in_flight.attempts = std::mem::take(&mut error.attempts);
                 let ending = ending_of(error.class);
                 let (answer, code) = refusal(*error);
-                in_flight.end(
-                    ending,
-                    status_for(&shared.is_detached, answer.status),
-                    Some(code),
-                );
+                let is_detached = call.side.is_detached.load(Ordering::Relaxed);
+                in_flight.end(ending, status_for(is_detached, answer.status), Some(code));
                 Err(answer)
             }
         }
@@ -63,23 +58,46 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
     ReadToEnd {
         work: Some(Box::pin(work)),
         side,
-        detached,
-        ending,
+        worker,
     }
 }
 
-/// Reads an answer to its end, books it and hands it out.
+/// Hands out an answer in one piece although a stream was asked for.
 pub(super) async fn finish(
     answer: UpstreamAnswer,
     mut in_flight: InFlight,
     endpoint: Endpoint,
-    wants_base64: bool,
     max_bytes: usize,
-    is_detached: &AtomicBool,
 ) -> Result<Response<AnswerBody>, ApiError> {
-    in_flight.answered();
-    in_flight.attempts = answer.attempts;
-    let body = match answer.body.collect(max_bytes).await {
+    note_answer(&mut in_flight, answer.attempts, &answer.body);
+    let body = answer.body.collect(max_bytes).await;
+    book(
+        (answer.status, body),
+        &mut in_flight,
+        endpoint,
+        false,
+        false,
+    )
+}
+
+fn note_answer(in_flight: &mut InFlight, attempts: Attempts, body: &UpstreamBody) {
+    in_flight.attempts = attempts;
+    if body.as_complete().is_some() {
+        in_flight.answered_whole();
+    } else {
+        in_flight.answered();
+    }
+}
+
+/// Books an answer that was read to its end, or as far as it came, and hands it out.
+fn book(
+    (status, body): (StatusCode, Result<Bytes, UpstreamBodyError>),
+    in_flight: &mut InFlight,
+    endpoint: Endpoint,
+    wants_base64: bool,
+    is_detached: bool,
+) -> Result<Response<AnswerBody>, ApiError> {
+    let body = match body {
         Ok(body) => answer::trim(body),
         Err(error) => {
             in_flight.attempt_failed(error.class());
@@ -112,17 +130,17 @@ pub(super) async fn finish(
     }
     in_flight.stage = Stage::Relaying;
     in_flight.output = Output::Whole(body.clone());
-    if is_detached.load(Ordering::Relaxed) {
+    if is_detached {
         in_flight.end(Ending::ClientLeft, CLIENT_LEFT, None);
     } else {
-        in_flight.end(Ending::Finished, answer.status.as_u16(), None);
+        in_flight.end(Ending::Finished, status.as_u16(), None);
     }
     // Some SDKs decode what they asked for blindly and would take an array for nothing.
     let body = match (endpoint, wants_base64) {
         (Endpoint::Embeddings, true) => answer::embeddings_to_base64(&body).unwrap_or(body),
         _other => body,
     };
-    Ok(document(answer.status, body))
+    Ok(document(status, body))
 }
 
 fn document(status: StatusCode, body: Bytes) -> Response<AnswerBody> {
@@ -158,8 +176,8 @@ fn broken(error: UpstreamBodyError) -> (Ending, Code, ApiError) {
 }
 
 /// The status for the record: what the client was answered, or that it had left.
-fn status_for(is_detached: &AtomicBool, status: StatusCode) -> u16 {
-    if is_detached.load(Ordering::Relaxed) {
+fn status_for(is_detached: bool, status: StatusCode) -> u16 {
+    if is_detached {
         CLIENT_LEFT
     } else {
         status.as_u16()
@@ -172,9 +190,7 @@ type Work = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> 
 pub(super) struct ReadToEnd {
     work: Option<Work>,
     side: Arc<SideNotes>,
-    detached: TaskTracker,
-    /// When it is given, nothing is read on: the drop of the work books it.
-    ending: Arc<Signal>,
+    worker: Arc<Worker>,
 }
 
 impl Future for ReadToEnd {
@@ -194,13 +210,14 @@ impl Future for ReadToEnd {
 
 impl Drop for ReadToEnd {
     fn drop(&mut self) {
-        // A panic is unwinding through the work: it must not be polled again.
+        // A panic is unwinding through the work: it must not be polled again. When the process ends,
+        // nothing is read on either: the drop of the work books it.
         if let Some(work) = self.work.take()
             && !std::thread::panicking()
-            && !self.ending.is_given()
+            && !self.worker.app.ending.is_given()
         {
             self.side.is_detached.store(true, Ordering::Relaxed);
-            self.detached.spawn(async move {
+            self.worker.detached.spawn(async move {
                 // Nobody waits for the answer; the record is written inside.
                 if let Err(unseen) = work.await {
                     tracing::debug!(

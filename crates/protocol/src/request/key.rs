@@ -141,14 +141,15 @@ impl Keys {
         Self { fields, seen: 0 }
     }
 
-    pub(super) fn recognize(&mut self, key: &str) -> Result<Option<Field>, OutlineError> {
+    /// Returns the member of this key, which is UTF-8.
+    pub(super) fn recognize(&mut self, key: &[u8]) -> Result<Option<Field>, OutlineError> {
         let folds = !key.is_ascii();
         for field in self.fields {
             let known = field.key();
             if known.len() != key.len() && !folds {
                 continue;
             }
-            if known == key {
+            if known.as_bytes() == key {
                 let bit = 1 << *field as u32;
                 if self.seen & bit != 0 {
                     return Err(OutlineError::Duplicate(field.path()));
@@ -170,14 +171,17 @@ impl Keys {
 ///
 /// # Source
 /// Go's `encoding/json`, which matches keys by Unicode simple folding.
-fn looks_like(key: &str, known: &str) -> bool {
+fn looks_like(key: &[u8], known: &str) -> bool {
     if key.is_ascii() {
-        return key.eq_ignore_ascii_case(known);
+        return key.eq_ignore_ascii_case(known.as_bytes());
     }
-    let folded = key.chars().map(|char| match char {
-        '\u{17f}' => 's',
-        '\u{212a}' => 'k',
-        char => char.to_ascii_lowercase(),
-    });
+    let folded = str::from_utf8(key)
+        .unwrap_or_default()
+        .chars()
+        .map(|char| match char {
+            '\u{17f}' => 's',
+            '\u{212a}' => 'k',
+            char => char.to_ascii_lowercase(),
+        });
     folded.eq(known.chars())
 }
