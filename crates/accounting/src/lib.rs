@@ -1,25 +1,45 @@
-//! Holds and posting: from an admitted request to one row in the ledger.
+//! Holds, leases, the journal and posting: from an admitted request to one row in the ledger.
 //!
-//! **For**: the way of every charge. A request is admitted with a [`Hold`]; every ending of the
-//! request turns the hold into exactly one usage record; a single writer posts the records in
-//! batches and knows after a failure what was taken in.
+//! **For**: the way of every charge. A request is admitted with a [`Hold`] that is taken from what
+//! this instance has leased of each quota; every ending turns the hold into exactly one usage
+//! record, which is in the journal before the answer's last bytes leave; a single writer posts the
+//! records in batches, takes and returns leases, and knows after a failure or a crash what is true.
 //!
 //! **Never here**: HTTP, providers, SQL. The database stands behind
-//! [`LedgerStore`](sluice_domain::ports::LedgerStore), the time behind
-//! [`Clock`](sluice_domain::ports::Clock).
+//! [`LedgerStore`](sluice_domain::ports::LedgerStore), the disk behind [`journal::Disk`], the time
+//! behind [`Clock`](sluice_domain::ports::Clock).
 //!
-//! Modules in reading order: [`account`] (the balances that a request is checked against),
-//! [`ledger`] (holds and the queue of records), [`poster`] (the writer).
+//! Modules in reading order: `book` (what is free of each counter), `account` (who pays), `ledger`
+//! (holds), `lane` (lines of one turn), [`journal`] (the redo log), `policy` (how much is leased),
+//! `writer` (transactions), `recovery` (requests that a crash cut off).
 //!
 //! A new way to end a request is a variant of [`Ending`](sluice_domain::usage::Ending); nothing
 //! changes here, because all of them post through [`Hold::post`].
 
-pub mod account;
+mod account;
+mod book;
+pub mod journal;
+mod lane;
+mod ledger;
+mod policy;
+mod recovery;
+mod writer;
 
-pub mod ledger;
+pub use account::Account;
+pub use lane::{Lane, Written};
+pub use ledger::{
+    Fsync, Hold, Ledger, LedgerOptions, LedgerStats, NoRoom, Patience, Refusal, Refused,
+};
+pub use writer::{Finish, Identity, StartError, Writer, start};
 
-pub mod poster;
-
-pub use account::{Account, Spent};
-pub use ledger::{Hold, Ledger, LedgerStats, Refusal};
-pub use poster::Poster;
+/// An error with its causes, for the log.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -6,20 +6,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Context;
 
 use arc_swap::ArcSwap;
-use sluice_accounting::Ledger;
+use sluice_accounting::{Lane, Ledger};
 use sluice_domain::ports::{Clock, StoreError};
 use sluice_storage::Storage;
 use sluice_storage::secret::{SealBinding, Vault};
 use sluice_upstream_pool::{Dispatcher, RoutingInput, RoutingTable};
 use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use crate::attention::AccountsState;
 use crate::auth::Grants;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::error::chain;
 use crate::metrics::Metrics;
+use crate::relay::Board;
 
 /// Something that happens once and is waited for by every connection.
 ///
@@ -80,13 +83,18 @@ pub(crate) struct App {
     pub(crate) storage: Storage,
     pub(crate) vault: Vault,
     pub(crate) ledger: Ledger,
+    /// The way into the journal for work that belongs to no thread of the relay.
+    pub(crate) control_lane: Arc<Lane>,
     pub(crate) grants: Grants,
     pub(crate) routing: ArcSwap<RoutingTable>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) accounts: AccountsState,
     /// The runtime on which the database's connections live.
     pub(crate) control: Handle,
     /// Whether the database answered when it was last asked.
     pub(crate) is_database_up: AtomicBool,
+    /// How many streams may be read to their end although their clients have left.
+    pub(crate) drains: Arc<Semaphore>,
     /// No new connections; open requests go on.
     pub(crate) draining: Arc<Signal>,
     /// The time for draining is over; open requests end now.
@@ -107,6 +115,11 @@ impl App {
 
     pub(crate) fn now(&self) -> sluice_domain::time::UnixMillis {
         self.clock.now()
+    }
+
+    /// Returns leave to read a stream to its end without a client; `None` when too many are.
+    pub(crate) fn begin_drain(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.drains).try_acquire_owned().ok()
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -152,6 +165,10 @@ pub(crate) async fn load_routing(
 /// What one thread of the relay owns.
 pub(crate) struct Worker {
     pub(crate) app: Arc<App>,
+    /// Its way into the journal.
+    pub(crate) lane: Arc<Lane>,
+    /// How far its streams have come.
+    pub(crate) board: Arc<Board>,
     pub(crate) dispatcher: Dispatcher,
     /// Answers that are read to their end although their client has left.
     pub(crate) detached: TaskTracker,

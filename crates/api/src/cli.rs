@@ -11,6 +11,7 @@ mod check;
 mod import;
 mod input;
 mod key;
+mod ledger;
 mod migrate;
 mod quickstart;
 mod quota;
@@ -93,6 +94,9 @@ enum Command {
     /// Routes: from a requested model to upstreams
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// The ledger: whether it is sound, and what instances have of it
+    #[command(subcommand)]
+    Ledger(ledger::LedgerCommand),
 }
 
 /// Runs the process.
@@ -127,6 +131,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Key(command) => key::run(command, &global.load()?.config),
         Command::Upstream(command) => upstream::run(command, &global.load()?.config),
         Command::Route(command) => route::run(command, &global.load()?.config),
+        Command::Ledger(command) => ledger::run(command, &global.load()?.config),
     }
 }
 

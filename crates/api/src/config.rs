@@ -29,13 +29,15 @@ use secrecy::SecretString;
 
 pub use environment::Environment;
 use kind::{
-    Address, DatabaseUrl, Filter, Folder, Format, Integer, Key, Kind, Millis, Networks, Origins,
+    Address, DatabaseUrl, FSYNC_POLICIES, Filter, Folder, Integer, Key, Kind, LOG_FORMATS, Millis,
+    Networks, Origins,
 };
 pub use kind::{AllowedOrigins, LogFormat};
 use layer::Layers;
 pub(crate) use layer::is_open_to_others;
 pub use problem::{InvalidConfig, Place, Problem};
 pub use secret::{InvalidSecret, Secret32};
+use sluice_accounting::Fsync;
 use text::Setting;
 pub use text::reference;
 
@@ -187,6 +189,13 @@ settings! {
         /// Largest single event of a stream.
         max_event_bytes ["max_event_bytes"]: usize =
             Integer::new(1_024, 1 << 28, "bytes"), 8 * MIB;
+        /// How long a stream is read on after its client has left, where its upstream wants that.
+        drain_time ["drain_time_ms"]: Duration =
+            Millis { min: 0, max: 3_600_000 }, Duration::from_mins(2);
+        /// How much of such a stream is read.
+        drain_bytes ["drain_bytes"]: usize = Integer::new(0, 1 << 30, "bytes"), 16 * MIB;
+        /// How many such streams are read at a time; further ones are closed.
+        max_drains ["max_drains"]: usize = Integer::new(0, 1_000_000, "streams"), 256;
         /// Idle connections that are kept per worker and upstream host.
         max_idle_upstream_connections ["max_idle_upstream_connections"]: usize =
             Integer::new(0, 100_000, "connections"), 1_024;
@@ -202,6 +211,29 @@ settings! {
     ledger: LedgerConfig {
         /// Records that may wait for the database before requests are refused.
         max_waiting ["max_waiting"]: usize = Integer::new(1, 100_000_000, "records"), 200_000;
+        /// How long a request waits for what is left of a quota while other requests hold it.
+        quota_wait ["quota_wait_ms"]: Duration =
+            Millis { min: 0, max: 60_000 }, Duration::from_secs(1);
+        /// For how much recent traffic quotas are leased ahead, so that an outage of the database is
+        /// bridged; what is not used for as long is given back.
+        outage_reserve ["outage_reserve_ms"]: Duration =
+            Millis { min: 1_000, max: 86_400_000 }, Duration::from_mins(10);
+    }
+
+    /// The journal in the data folder: the redo log of this instance.
+    journal: JournalConfig {
+        /// When lines reach the disk itself, beyond what every batch of records demands: `interval`
+        /// is a loss of power away from losing 50 ms, `always` loses nothing and is slow, `never`
+        /// leaves it to the system.
+        fsync ["fsync"]: Fsync = FSYNC_POLICIES, Fsync::Interval;
+        /// Size of one file.
+        segment_bytes ["segment_bytes"]: u64 = Integer::new(1 << 20, 1 << 30, "bytes"), 16 << 20;
+        /// How long files are kept after their records are in the database, in case that it goes
+        /// back to an older state.
+        keep ["keep_ms"]: Duration =
+            Millis { min: 0, max: 31_536_000_000 }, Duration::from_hours(24);
+        /// Most that is kept for that reason.
+        max_bytes ["max_bytes"]: u64 = Integer::new(1 << 22, 1 << 40, "bytes"), 1 << 30;
     }
 
     /// Calls from browsers.
@@ -214,7 +246,7 @@ settings! {
     /// The log.
     log: LogConfig {
         /// Form of the log; `auto` is `text` on a terminal and `json` elsewhere.
-        format ["format"]: LogFormat = Format, LogFormat::Auto;
+        format ["format"]: LogFormat = LOG_FORMATS, LogFormat::Auto;
         /// What is logged: a level, or directives such as `info,sluice_api=debug`.
         level ["level"]: String = Filter, "info".to_owned();
     }

@@ -27,6 +27,8 @@ pub(crate) use secrets::random_bytes;
 const LOCK: &str = "lock";
 const INSTANCE_ID: &str = "instance_id";
 const BOOTS: &str = "boots";
+const JOURNAL: &str = "journal";
+const RETIRED: &str = "retired";
 
 /// An existing data folder. It keeps the lock, where it was taken, for as long as it lives.
 #[derive(Debug)]
@@ -36,12 +38,12 @@ pub struct DataFolder {
 }
 
 /// Who an instance is, and which start of it this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InstanceIdentity {
     /// The instance; made once per folder.
     pub instance_id: InstanceId,
-    /// The last start that claimed the instance in the database; `None` before the first.
-    pub last_boot: Option<BootId>,
+    /// Earlier starts that the database may know as the last one, in their order.
+    pub earlier_boots: Vec<BootId>,
     /// This start.
     pub boot_id: BootId,
 }
@@ -90,26 +92,19 @@ impl DataFolder {
     /// Begins a start: reads who the instance is and writes the id of this start, durably, before
     /// anybody claims it. Needs the lock.
     ///
-    /// A start that was written but never [confirmed](Self::confirm_boot) is begun again with the
-    /// same id: nobody knows whether its claim reached the database.
-    ///
     /// # Errors
     /// [`FolderError`] when the lock is not held, or a file cannot be read, understood or written.
     pub fn begin_boot(&self) -> Result<InstanceIdentity, FolderError> {
         self.refuse_unlocked()?;
         let instance_id = self.load_or_create_instance_id()?;
         let mut boots = self.load_boots()?;
-        let boot_id = if let Some(unconfirmed) = boots.pending() {
-            unconfirmed
-        } else {
-            let boot_id = BootId::from_uuid(new_uuid());
-            boots.begin(boot_id);
-            file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())?;
-            boot_id
-        };
+        let earlier_boots = boots.all();
+        let boot_id = BootId::from_uuid(new_uuid());
+        boots.begin(boot_id);
+        file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())?;
         Ok(InstanceIdentity {
             instance_id,
-            last_boot: boots.last_claimed(),
+            earlier_boots,
             boot_id,
         })
     }
@@ -124,6 +119,34 @@ impl DataFolder {
         let mut boots = self.load_boots()?;
         boots.confirm(boot_id);
         file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())
+    }
+
+    /// Returns the folder of the journal, made when it is missing. Needs the lock.
+    ///
+    /// # Errors
+    /// [`FolderError`] when the lock is not held or the folder cannot be made.
+    pub fn journal(&self) -> Result<PathBuf, FolderError> {
+        self.refuse_unlocked()?;
+        let path = self.path.join(JOURNAL);
+        file::create_private_folder(&path)?;
+        Ok(path)
+    }
+
+    /// Sets the identity aside, with its journal, after an operator has settled the instance: the
+    /// next start is that of a new one. Needs the lock.
+    ///
+    /// # Errors
+    /// [`FolderError`] when the lock is not held or a file cannot be moved.
+    pub fn retire_instance(&self) -> Result<(), FolderError> {
+        self.refuse_unlocked()?;
+        let instance_id = self.load_or_create_instance_id()?;
+        let retired = self.path.join(RETIRED).join(instance_id.to_string());
+        file::create_private_folder(&retired)?;
+        // The id goes last: until then the next start finds the same instance and retires it again.
+        for name in [JOURNAL, BOOTS, INSTANCE_ID] {
+            file::move_into(&self.path.join(name), &retired)?;
+        }
+        Ok(())
     }
 
     fn refuse_unlocked(&self) -> Result<(), FolderError> {

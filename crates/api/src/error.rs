@@ -84,6 +84,8 @@ codes! {
     UnsupportedEncoding = "unsupported_content_encoding", UNSUPPORTED_MEDIA_TYPE, "invalid_request_error";
     /// The month's quota of the key, the user or the tenant is spent.
     InsufficientQuota = "insufficient_quota", TOO_MANY_REQUESTS, "insufficient_quota";
+    /// What is left of the month's quota is held by other requests.
+    QuotaHeld = "quota_held", TOO_MANY_REQUESTS, "tokens";
     /// The provider asks to wait.
     RateLimitExceeded = "rate_limit_exceeded", TOO_MANY_REQUESTS, "requests";
     /// The provider refuses our credential, or our account there has no funds.

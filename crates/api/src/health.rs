@@ -15,6 +15,7 @@ use crate::app::Worker;
 struct Health {
     status: &'static str,
     database: &'static str,
+    accounts: &'static str,
 }
 
 #[derive(Serialize)]
@@ -56,6 +57,7 @@ pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
     let health = Health {
         status: if app.is_ready() { "ok" } else { "degraded" },
         database: if is_up { "up" } else { "down" },
+        accounts: app.accounts.word(),
     };
     json(
         if app.is_ready() {

@@ -44,6 +44,7 @@ mod health;
 mod feed;
 
 mod app;
+mod attention;
 
 mod error;
 

@@ -1,6 +1,7 @@
 //! Metrics: bounded labels, handles made once, text for Prometheus.
 
-use std::sync::atomic::AtomicU64;
+mod ledger;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,6 +14,9 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Basis, Ending, TokenUsage};
+use sluice_storage::resolve::Attention;
+
+use self::ledger::LedgerFigures;
 
 /// Upper bounds of the duration buckets, in seconds: from a refusal to a long stream.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -118,13 +122,8 @@ pub(crate) struct Metrics {
     tokens: [Counter; 5],
     endings: Family<EndingLabel, Counter>,
     /// Handles of `endings`, by ending and basis.
-    ending_handles: [[OnceLock<Counter>; 5]; 6],
-    ledger_open_holds: Gauge,
-    ledger_waiting: Gauge,
-    ledger_posted: Counter<u64, AtomicU64>,
-    ledger_batches: Counter<u64, AtomicU64>,
-    ledger_failures: Counter<u64, AtomicU64>,
-    ledger_quarantined: Counter<u64, AtomicU64>,
+    ending_handles: [[OnceLock<Counter>; 5]; 7],
+    ledger: LedgerFigures,
     pub(crate) connections: Gauge,
     pub(crate) feed_failures: Counter,
     pub(crate) key_lookups: Counter,
@@ -188,6 +187,7 @@ impl Metrics {
         ]
         .map(|class| tokens.get_or_create_owned(&TokenLabel { class }));
 
+        let ledger = LedgerFigures::register(&mut registry);
         let mut metrics = Self {
             registry,
             requests,
@@ -195,48 +195,13 @@ impl Metrics {
             surfaces,
             tokens: token_classes,
             endings,
-            ending_handles: [const { [const { OnceLock::new() }; 5] }; 6],
-            ledger_open_holds: Gauge::default(),
-            ledger_waiting: Gauge::default(),
-            ledger_posted: Counter::default(),
-            ledger_batches: Counter::default(),
-            ledger_failures: Counter::default(),
-            ledger_quarantined: Counter::default(),
+            ending_handles: [const { [const { OnceLock::new() }; 5] }; 7],
+            ledger,
             connections: Gauge::default(),
             feed_failures: Counter::default(),
             key_lookups: Counter::default(),
         };
         let registry = &mut metrics.registry;
-        registry.register(
-            "sluice_ledger_open_holds",
-            "Requests that are admitted and have not ended",
-            metrics.ledger_open_holds.clone(),
-        );
-        registry.register(
-            "sluice_ledger_waiting_records",
-            "Records that have ended and are not in the database yet",
-            metrics.ledger_waiting.clone(),
-        );
-        registry.register(
-            "sluice_ledger_posted_records",
-            "Records that the database took in",
-            metrics.ledger_posted.clone(),
-        );
-        registry.register(
-            "sluice_ledger_batches",
-            "Transactions that took records in",
-            metrics.ledger_batches.clone(),
-        );
-        registry.register(
-            "sluice_ledger_failures",
-            "Transactions of the ledger that failed",
-            metrics.ledger_failures.clone(),
-        );
-        registry.register(
-            "sluice_ledger_quarantined_records",
-            "Records that the database refused and that were set aside",
-            metrics.ledger_quarantined.clone(),
-        );
         registry.register(
             "sluice_connections",
             "Open client connections",
@@ -320,19 +285,14 @@ impl Metrics {
         }
     }
 
+    /// Notes what of the accounts a person should look at.
+    pub(crate) fn note_attention(&self, attention: &Attention) {
+        self.ledger.note_attention(attention);
+    }
+
     /// Writes all metrics in the text format of Prometheus.
     pub(crate) fn render(&self, ledger: &sluice_accounting::LedgerStats) -> String {
-        use std::sync::atomic::Ordering::Relaxed;
-        self.ledger_open_holds.set(ledger.open_holds());
-        self.ledger_waiting.set(ledger.waiting());
-        self.ledger_posted.inner().store(ledger.posted(), Relaxed);
-        self.ledger_batches.inner().store(ledger.batches(), Relaxed);
-        self.ledger_failures
-            .inner()
-            .store(ledger.failures(), Relaxed);
-        self.ledger_quarantined
-            .inner()
-            .store(ledger.quarantined(), Relaxed);
+        self.ledger.take_over(ledger);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(%error, "metrics cannot be written");
@@ -362,7 +322,7 @@ mod tests {
                 ..TokenUsage::default()
             },
         );
-        let text = metrics.render(sluice_accounting::Ledger::new(1).stats());
+        let text = metrics.render(&sluice_accounting::LedgerStats::default());
         for line in [
             "http_requests_total{endpoint=\"chat_completions\",status=\"502\"} 1",
             "http_errors_total{endpoint=\"chat_completions\",status=\"502\"} 1",

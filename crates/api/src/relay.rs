@@ -1,6 +1,8 @@
 //! The way of a request: who calls, what is asked, where it goes, and what comes back.
 
+mod admission;
 mod in_flight;
+mod progress;
 mod read;
 mod refusal;
 mod stream;
@@ -12,33 +14,37 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{HeaderName, USER_AGENT};
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use ipnet::IpNet;
-use sluice_accounting::{Hold, Refusal, Spent};
-use sluice_domain::quota::ScopeKind;
+use sluice_accounting::journal::AttemptStart;
+use sluice_domain::id::RequestId;
 use sluice_domain::record::{Caller, OpenRequest};
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
-use sluice_protocol::request::{Changes, Outline, OutlineError, outline, rewrite};
+use sluice_protocol::request::{
+    Changes, MaxOutput, MaxOutputMember, Outline, OutlineError, outline, rewrite,
+};
 use sluice_upstream_pool::{Call, DispatchError, RoutePlan, TargetInfo, UpstreamAnswer};
 
 use crate::app::Worker;
 use crate::auth::credential::credential;
 use crate::body::AnswerBody;
-use crate::error::{ApiError, Code, Retry};
+use crate::error::{ApiError, Code};
 use crate::server::RequestContext;
 
+use self::admission::{Admission, not_admitted};
 use self::in_flight::{InFlight, SideNotes};
+pub(crate) use self::progress::Board;
 use self::read::read_body;
 pub(crate) use self::stream::EventStream;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+/// Tells that the answer was limited to what the quota allows.
+pub(crate) const MAX_OUTPUT_TOKENS: HeaderName =
+    HeaderName::from_static("x-sluice-max-output-tokens");
 /// Most of a `user-agent` that is recorded, in bytes.
 const MAX_USER_AGENT: usize = 200;
-/// What a client is asked to wait while the instance cannot take more.
-const OVERLOAD_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
-const RESTART_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Relays one request.
 ///
@@ -77,6 +83,7 @@ pub(crate) async fn relay(
     let streams = outline.streams && endpoint.can_stream();
 
     let account = app.grants.account(&grant, now).await?;
+    let mut admission = Admission::new(&plan, &model, &outline, &body, endpoint);
     let open = OpenRequest {
         request_id: context.request_id,
         payer,
@@ -86,6 +93,7 @@ pub(crate) async fn relay(
         endpoint,
         streams,
         requested_model: Arc::clone(&model),
+        hold: admission.terms(),
         caller: Caller {
             ip: Some(source_ip(
                 context.peer.ip(),
@@ -95,15 +103,17 @@ pub(crate) async fn relay(
             user_agent: user_agent(&head.headers),
         },
     };
-    let hold: Hold = app
-        .ledger
-        .hold(&account, open)
+    let hold = admission
+        .admit(&worker, &account, open, &body)
+        .await
         .map_err(|refusal| not_admitted(refusal, &account))?;
 
     let side = Arc::<SideNotes>::default();
     let in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
     let call = RelayCall {
         worker,
+        request_id: context.request_id,
+        max_output: admission.max_output(),
         plan,
         endpoint,
         streams,
@@ -113,16 +123,26 @@ pub(crate) async fn relay(
         headers: head.headers,
         side,
     };
-    if streams {
-        stream::relay(call, in_flight).await
+    let max_output = call.max_output;
+    let mut response = if streams {
+        stream::relay(call, in_flight).await?
     } else {
-        whole::relay(call, in_flight).await
+        whole::relay(call, in_flight).await?
+    };
+    if let Some(tokens) = max_output {
+        response
+            .headers_mut()
+            .insert(MAX_OUTPUT_TOKENS, HeaderValue::from(tokens));
     }
+    Ok(response)
 }
 
 /// One request on its way to the pool, with everything that it needs to run on its own.
 struct RelayCall {
     worker: Arc<Worker>,
+    request_id: RequestId,
+    /// Most tokens of each answer, where the quota allows no more.
+    max_output: Option<i64>,
     plan: Arc<RoutePlan>,
     endpoint: Endpoint,
     streams: bool,
@@ -149,12 +169,25 @@ impl RelayCall {
     async fn dispatch(&self) -> Result<UpstreamAnswer, Box<DispatchError>> {
         let app = &self.worker.app;
         let render = |target: &TargetInfo<'_>| {
-            self.side.attempt_begins(target, app.now());
+            let now = app.now();
+            self.side.attempt_begins(target, now);
+            self.worker.lane.attempt(&AttemptStart {
+                request_id: self.request_id,
+                n: 0,
+                upstream_id: target.upstream_id,
+                upstream_key_id: target.upstream_key_id,
+                upstream_model: Arc::clone(target.upstream_model),
+                started_at: now,
+            });
             let changes = Changes {
                 model: (**target.upstream_model != *self.model).then_some(&**target.upstream_model),
                 ask_for_usage: self.streams,
                 // OpenAI pads every event otherwise; other servers may not know the option.
                 no_obfuscation: self.streams && target.kind == ProviderKind::OpenAi,
+                max_output: self.max_output.map(|tokens| MaxOutput {
+                    tokens,
+                    member: max_output_member(self.endpoint, target.kind),
+                }),
             };
             rewrite(&self.body, &self.outline, &changes)
         };
@@ -196,33 +229,13 @@ pub(crate) fn model_not_found(model: &str) -> ApiError {
     .param("model")
 }
 
-fn not_admitted(refusal: Refusal, account: &sluice_accounting::Account) -> ApiError {
-    match refusal {
-        Refusal::Spent(Spent { scope, cap_tokens, used_tokens, resets_at }) => {
-            let whose = match scope {
-                ScopeKind::Tenant => "your tenant",
-                ScopeKind::User => "your user",
-                ScopeKind::Key => "this API key",
-            };
-            ApiError::new(
-                Code::InsufficientQuota,
-                format!(
-                    "The quota of {whose} for {} is spent: {used_tokens} of {cap_tokens} tokens are used. \
-                     It begins anew at {}.",
-                    account.period().month,
-                    resets_at.to_rfc3339()
-                ),
-            )
-            .retry(Retry::Never)
+/// The member that limits the output where the client has set none.
+fn max_output_member(endpoint: Endpoint, kind: ProviderKind) -> MaxOutputMember {
+    match (endpoint, kind) {
+        (Endpoint::ChatCompletions, ProviderKind::OpenAi | ProviderKind::Azure) => {
+            MaxOutputMember::MaxCompletionTokens
         }
-        Refusal::Behind => ApiError::new(
-            Code::ServerIsOverloaded,
-            "The relay cannot take more requests now, because its records wait for the database. Try again shortly.",
-        )
-        .retry(Retry::After(OVERLOAD_PAUSE)),
-        Refusal::Closed => {
-            ApiError::new(Code::ServerShuttingDown, "This instance is stopping. Try again.").retry(Retry::After(RESTART_PAUSE))
-        }
+        _ => MaxOutputMember::MaxTokens,
     }
 }
 

@@ -9,21 +9,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
-use sluice_accounting::{Ledger, Poster};
+use sluice_accounting::journal::{self, FolderDisk, Journal};
+use sluice_accounting::{Finish, Identity, Ledger, LedgerOptions, StartError, Writer};
 use sluice_domain::key::KeyHasher;
-use sluice_domain::ports::{Clock, StoreError};
+use sluice_domain::ports::Clock;
 use sluice_storage::secret::Vault;
 use sluice_storage::{Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::app::{App, Worker, load_routing};
+use crate::attention::{self, AccountsState};
 use crate::auth::Grants;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -32,6 +35,7 @@ use crate::error::chain;
 use crate::feed;
 use crate::listen::Listeners;
 use crate::metrics::Metrics;
+use crate::relay::Board;
 use crate::server;
 
 /// How long requests may take to end after they were told to.
@@ -102,25 +106,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         .await
         .context("the calendar cannot be written")?;
 
-    let ledger = Ledger::new(config.ledger.max_waiting);
-    let poster = Poster::claim(
-        &ledger,
-        Arc::new(storage.clone()),
-        Arc::new(clock),
-        identity.instance_id,
-        identity.last_boot,
-        identity.boot_id,
-    )
-    .await
-    .map_err(|error| match error {
-        StoreError::Guard => anyhow!(
-            "the data folder {} is a copy, or older than the database: another process has used this \
-             instance's identity since. Use a fresh folder for a further instance",
-            config.data_dir.display()
-        ),
-        other => anyhow::Error::new(other).context("the instance cannot be registered in the database"),
-    })?;
-
+    let (ledger, writer) = start_ledger(&config, &storage, clock, &folder, &identity).await?;
     folder.confirm_boot(identity.boot_id)?;
 
     // The position comes before the first read, so that no change falls between them.
@@ -140,17 +126,21 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         Handle::current(),
         Arc::clone(&metrics),
     );
+    let max_drains = config.relay.max_drains;
     let app = Arc::new(App {
         config,
         clock,
         storage,
         vault,
+        control_lane: ledger.lane(),
         ledger,
         grants,
         routing: ArcSwap::from_pointee(routing),
         metrics,
+        accounts: AccountsState::default(),
         control: Handle::current(),
         is_database_up: AtomicBool::new(true),
+        drains: Arc::new(Semaphore::new(max_drains)),
         draining: Arc::default(),
         ending: Arc::default(),
     });
@@ -164,29 +154,121 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     ));
     background.spawn(keep_calendar(Arc::clone(&app), stopped.clone()));
     background.spawn(watch_database(Arc::clone(&app), stopped.clone()));
+    background.spawn(attention::watch(Arc::clone(&app), stopped.clone()));
     let posting_closed = CancellationToken::new();
-    let writer = tokio::spawn(poster.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
+    let mut writer =
+        tokio::spawn(writer.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
+    let control_lane = tokio::spawn(Arc::clone(&app.control_lane).run());
 
     let threads = start_workers(&app, listeners)?;
     tracing::info!(%address, workers = threads.len(), instance.id = %identity.instance_id, "accepting requests");
     on_ready(address);
 
-    let ended = drain(&app, threads, &mut signals).await;
+    let ended = drain(&app, threads, &mut signals, &mut writer).await;
     posting_closed.cancel();
-    let lost = writer
-        .await
-        .context("the writer of the ledger ended by a defect")?;
+    let finish = match ended {
+        Ok(Some(finish)) => Ok(finish),
+        Ok(None) => writer
+            .await
+            .context("the writer of the ledger ended by a defect"),
+        Err(error) => {
+            drop(writer.await);
+            Err(error)
+        }
+    };
+    control_lane.abort();
     stopped.cancel();
     background.close();
     background.wait().await;
     app.storage.close().await;
-    drop(folder);
-    ended?;
-    if lost > 0 {
-        bail!("{lost} usage records could not be posted before the end");
+    let finish = finish?;
+    if finish == Finish::Settled {
+        folder.retire_instance()?;
     }
-    tracing::info!("stopped");
-    Ok(())
+    drop(folder);
+    match finish {
+        Finish::Clean => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        Finish::Left { records } => bail!(
+            "{records} usage records could not be posted before the end; they are in the journal, and \
+             the next start from this data folder posts them"
+        ),
+        Finish::Settled => bail!(
+            "an operator has settled this instance with `sluice ledger resolve`; what it had was \
+             handed in. Start again: it will be a new instance"
+        ),
+        Finish::LostIdentity => bail!(
+            "another process uses the identity of this instance; give each instance its own data folder"
+        ),
+        Finish::JournalLost => bail!(
+            "the journal cannot be written; what was open is recorded at the next start from this \
+             data folder"
+        ),
+    }
+}
+
+/// Opens the journal, claims the instance for this start, and ends what the last one left open. An
+/// instance that an operator has settled hands in what its journal has, and is followed by a new one.
+async fn start_ledger(
+    config: &Config,
+    storage: &Storage,
+    clock: SystemClock,
+    folder: &DataFolder,
+    identity: &InstanceIdentity,
+) -> anyhow::Result<(Ledger, Writer)> {
+    let disk = FolderDisk::open(&folder.journal()?).context("the journal cannot be opened")?;
+    let journal_options = journal::Options {
+        segment_bytes: config.journal.segment_bytes,
+        keep: config.journal.keep,
+        max_bytes: config.journal.max_bytes,
+    };
+    let (journal, replay) = Journal::open(
+        Arc::new(disk),
+        journal_options,
+        journal::Identity {
+            instance_id: identity.instance_id,
+            boot_id: identity.boot_id,
+            previous_boot: identity.earlier_boots.last().copied(),
+        },
+    )
+    .context("the journal cannot be opened")?;
+    let options = LedgerOptions {
+        max_waiting: config.ledger.max_waiting,
+        quota_wait: config.ledger.quota_wait,
+        outage_reserve: config.ledger.outage_reserve,
+        fsync: config.journal.fsync,
+        blocks_on_threads: true,
+    };
+    let started = sluice_accounting::start(
+        options,
+        Arc::new(storage.clone()),
+        Arc::new(clock),
+        journal,
+        replay,
+        Identity {
+            instance_id: identity.instance_id,
+            earlier_boots: identity.earlier_boots.clone(),
+            boot_id: identity.boot_id,
+        },
+    )
+    .await;
+    match started {
+        Err(StartError::OlderCopy) => bail!(
+            "the data folder {} is a copy, or older than the database: another process has used this \
+             instance's identity since. Use a fresh folder for a further instance",
+            folder.path().display()
+        ),
+        Err(StartError::Settled) => {
+            folder.retire_instance()?;
+            bail!(
+                "an operator had settled this instance with `sluice ledger resolve`; what its journal \
+                 had was handed in. Start again: it will be a new instance"
+            )
+        }
+        other => Ok(other?),
+    }
 }
 
 /// What asks the process to stop.
@@ -212,12 +294,15 @@ impl Signals {
     }
 }
 
-/// Waits for the signal to stop, then for open requests, then ends what is still open.
+/// Waits for the signal to stop, then for open requests, then ends what is still open. Returns how the
+/// writer of the ledger has ended, when it did so first.
 async fn drain(
     app: &App,
     threads: Vec<JoinHandle<anyhow::Result<()>>>,
     signals: &mut Signals,
-) -> anyhow::Result<()> {
+    writer: &mut tokio::task::JoinHandle<Finish>,
+) -> anyhow::Result<Option<Finish>> {
+    let mut finish = None;
     let is_any_thread_over = async {
         while !threads.iter().any(JoinHandle::is_finished) {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -225,6 +310,10 @@ async fn drain(
     };
     tokio::select! {
         () = signals.stop() => {}
+        ended = writer => {
+            finish = Some(ended.context("the writer of the ledger ended by a defect")?);
+            tracing::error!("the writer of the ledger has ended; the process stops");
+        }
         () = is_any_thread_over => tracing::error!("a thread of the relay has ended; the process stops"),
     }
     tracing::info!(
@@ -251,7 +340,7 @@ async fn drain(
             Err(_panic) => bail!("a thread of the relay ended by a defect"),
         }
     }
-    Ok(())
+    Ok(finish)
 }
 
 async fn wait_for(threads: &[JoinHandle<anyhow::Result<()>>]) {
@@ -280,8 +369,14 @@ fn start_workers(
                         max_idle_per_host: app.config.relay.max_idle_upstream_connections,
                         ..ClientOptions::default()
                     };
+                    let lane = app.ledger.lane();
+                    tokio::spawn(Arc::clone(&lane).run());
+                    let board = Arc::<Board>::default();
+                    tokio::spawn(Arc::clone(&board).run(Arc::clone(&lane)));
                     let worker = Arc::new(Worker {
                         app,
+                        lane,
+                        board,
                         dispatcher: Dispatcher::new(options),
                         detached: TaskTracker::new(),
                     });

@@ -1,12 +1,13 @@
 //! The usage record: one row per relayed request, the audit row.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::id::{RequestId, UpstreamId, UpstreamKeyId};
-use crate::quota::Payer;
+use crate::quota::{Amounts, HoldTerms, Payer};
 use crate::route::Endpoint;
 use crate::time::{LocalDay, Month, UnixMillis};
 use crate::usage::{Basis, Ending, Stage, TokenUsage};
@@ -30,6 +31,8 @@ pub struct OpenRequest {
     pub streams: bool,
     /// The model that the client asked for.
     pub requested_model: Arc<str>,
+    /// What was set aside.
+    pub hold: HoldTerms,
     /// Who called; personal data, kept apart from the ledger.
     pub caller: Caller,
 }
@@ -55,7 +58,7 @@ pub struct AttemptRecord {
     /// The status that the upstream answered; `None` when no head came.
     pub status: Option<u16>,
     /// A stable word for what went wrong; `None` when the attempt succeeded.
-    pub error: Option<&'static str>,
+    pub error: Option<Cow<'static, str>>,
     /// When the attempt began.
     pub started_at: UnixMillis,
     /// Milliseconds to the head of the answer, or to the failure.
@@ -72,13 +75,13 @@ pub struct RequestEnd {
     /// The status that the client was answered; 499 when it had left before.
     pub status: u16,
     /// The stable code of the error that the client was answered.
-    pub error_code: Option<&'static str>,
+    pub error_code: Option<Cow<'static, str>>,
     /// Tokens by class: facts, never clamped.
     pub usage: TokenUsage,
     /// How the tokens are known.
     pub basis: Basis,
-    /// Tokens charged to the quotas: what the tenant owes of `usage`.
-    pub quota_tokens: i64,
+    /// What the tenant owes of `usage`, before it is limited to what was held.
+    pub owed: Amounts,
     /// Milliseconds from the start to the first event or byte of the answer.
     pub first_event_ms: Option<i64>,
     /// Milliseconds from the start to the end.
@@ -88,16 +91,27 @@ pub struct RequestEnd {
 }
 
 impl RequestEnd {
+    /// Returns the end of a request whose client left before anything was sent.
+    pub fn withdrawn() -> Self {
+        Self {
+            ending: Ending::ClientLeft,
+            status: 499,
+            error_code: None,
+            basis: Basis::Counted,
+            ..Self::abandoned()
+        }
+    }
+
     /// Returns the end of a request that nobody ended: a defect of ours, which costs nothing.
     pub fn abandoned() -> Self {
         Self {
             ending: Ending::Panicked,
             stage: Stage::Held,
             status: 500,
-            error_code: Some("internal_error"),
+            error_code: Some(Cow::Borrowed("internal_error")),
             usage: TokenUsage::default(),
             basis: Basis::Unknown,
-            quota_tokens: 0,
+            owed: Amounts::ZERO,
             first_event_ms: None,
             duration_ms: 0,
             attempts: SmallVec::new(),
@@ -112,6 +126,27 @@ pub struct UsageRecord {
     pub open: OpenRequest,
     /// What was known at the end.
     pub end: RequestEnd,
+}
+
+impl UsageRecord {
+    /// Returns the record of a request that has only begun: what stands in it when its client leaves
+    /// before anything is sent.
+    pub fn begun(open: OpenRequest) -> Self {
+        Self {
+            open,
+            end: RequestEnd::withdrawn(),
+        }
+    }
+
+    /// Returns what the quotas and the statement take: what is owed, at most what was held.
+    pub fn charge(&self) -> Amounts {
+        self.end.owed.max(Amounts::ZERO).min(self.open.hold.bound)
+    }
+
+    /// Returns what is owed beyond the hold: the operator's loss, never the tenant's.
+    pub fn excess(&self) -> Amounts {
+        self.end.owed.minus(self.charge()).max(Amounts::ZERO)
+    }
 }
 
 /// A record with the number that its instance gave it.

@@ -173,11 +173,29 @@ pub struct Upstream {
     pub base_url: Option<BaseUrl>,
     /// How long it may take.
     pub deadlines: Deadlines,
+    /// What becomes of a stream there when its client has left.
+    pub client_gone: ClientGone,
     /// Whether it is used.
     pub state: EntityState,
     /// When it was made.
     pub created_at: UnixMillis,
 }
+
+/// What becomes of a stream at an upstream when its client has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum ClientGone {
+    /// It is closed: the provider is to stop. The tenant pays the input and what was read.
+    #[default]
+    Cancel,
+    /// It is read to its end, for the provider's own numbers: for providers that bill on after they
+    /// were left.
+    Drain,
+}
+
+words!(ClientGone, "cancel, drain", {
+    ClientGone::Cancel => "cancel",
+    ClientGone::Drain => "drain",
+});
 
 /// One credential of an upstream, without its secret.
 #[derive(Debug, Clone)]

@@ -69,15 +69,18 @@ pub enum Ending {
     Shutdown,
     /// A defect of ours.
     Panicked,
+    /// The process died; the record was rebuilt from the journal.
+    Crashed,
 }
 
-words!(Ending, "finished, client_left, upstream_failed, deadline, shutdown, panicked", {
+words!(Ending, "finished, client_left, upstream_failed, deadline, shutdown, panicked, crashed", {
     Ending::Finished => "finished",
     Ending::ClientLeft => "client_left",
     Ending::UpstreamFailed => "upstream_failed",
     Ending::Deadline => "deadline",
     Ending::Shutdown => "shutdown",
     Ending::Panicked => "panicked",
+    Ending::Crashed => "crashed",
 });
 
 /// How far a request had come when it ended.
@@ -97,7 +100,7 @@ pub enum Stage {
 /// | --- | --- | --- | --- |
 /// | finished | – | reported, else counted | same |
 /// | client left | 0 | input | input and output read |
-/// | upstream failed, deadline, shutdown, panic | 0 | 0 | input and output relayed |
+/// | upstream failed, deadline, shutdown, panic, crash | 0 | 0 | input and output relayed |
 ///
 /// Usage that the provider reported wins wherever anything is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +137,7 @@ mod tests {
             (Deadline, Nothing, Nothing, InputAndOutput),
             (Shutdown, Nothing, Nothing, InputAndOutput),
             (Panicked, Nothing, Nothing, InputAndOutput),
+            (Crashed, Nothing, Nothing, InputAndOutput),
         ] {
             assert_eq!(charge(ending, Held), held, "{ending}");
             assert_eq!(charge(ending, Dispatched), dispatched, "{ending}");

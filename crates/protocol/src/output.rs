@@ -25,12 +25,28 @@ pub struct OutputText {
     counted: i64,
     /// What remains, by choice: the choices of a stream arrive in turns.
     texts: Vec<String>,
+    /// How many pieces the text came in.
+    pieces: i64,
+    /// All of its bytes.
+    bytes: i64,
 }
+
+/// No tokenizer of the family makes fewer tokens of ordinary text than one per this many bytes.
+const BYTES_PER_TOKEN: i64 = 6;
 
 impl OutputText {
     /// Returns whether nothing was written.
     pub fn is_empty(&self) -> bool {
         self.counted == 0 && self.texts.iter().all(String::is_empty)
+    }
+
+    /// Returns a cheap estimate from below while the text still comes: at least one token per piece,
+    /// and one per six bytes.
+    ///
+    /// # Units
+    /// Tokens.
+    pub fn least_tokens(&self) -> i64 {
+        self.pieces.max(self.bytes / BYTES_PER_TOKEN)
     }
 
     /// Counts all of it with a tokenizer.
@@ -50,6 +66,10 @@ impl OutputText {
         if text.is_empty() {
             return;
         }
+        self.pieces += 1;
+        self.bytes = self
+            .bytes
+            .saturating_add(i64::try_from(text.len()).unwrap_or(i64::MAX));
         let choice = choice.min(MAX_CHOICES);
         if self.texts.len() <= choice {
             self.texts.resize_with(choice + 1, String::new);

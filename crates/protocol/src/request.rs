@@ -4,8 +4,10 @@
 
 use std::borrow::Cow;
 use std::ops::Range;
+use std::sync::LazyLock;
 
 use bytes::Bytes;
+use memchr::memmem::Finder;
 use sluice_domain::route::Endpoint;
 
 use crate::json::{Kind, Member, Value, Walker, quote};
@@ -38,6 +40,8 @@ pub struct Outline<'a> {
     /// of them a server obeys is its own affair; `None` when a bound is negative, which some
     /// servers read as "no limit".
     pub max_output_tokens: Option<i64>,
+    /// Where the values of `max_tokens` and `max_completion_tokens` stand, where they are there.
+    pub max_tokens_ranges: [Option<Range<usize>>; 2],
     /// How many answers are generated at most, at least 1: `n`, for `completions` the larger one of
     /// `n` and `best_of` times the number of prompts.
     pub choices: i64,
@@ -169,6 +173,7 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
     let mut streams = false;
     let mut stream_options = None;
     let (mut max_tokens, mut max_completion_tokens) = (None, None);
+    let mut max_tokens_ranges = [None, None];
     let (mut n, mut best_of, mut prompts) = (1, 1, 1);
     let mut wants_base64 = false;
 
@@ -180,8 +185,14 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
             Field::Model => model = Some((read_model(&value)?, value.range())),
             Field::Stream => streams = field.bool(&value)?,
             Field::StreamOptions => stream_options = Some(read_stream_options(&value)?),
-            Field::MaxTokens => max_tokens = field.integer(&value)?,
-            Field::MaxCompletionTokens => max_completion_tokens = field.integer(&value)?,
+            Field::MaxTokens => {
+                max_tokens = field.integer(&value)?;
+                max_tokens_ranges[0] = Some(value.range());
+            }
+            Field::MaxCompletionTokens => {
+                max_completion_tokens = field.integer(&value)?;
+                max_tokens_ranges[1] = Some(value.range());
+            }
             Field::N => n = field.count(&value)?,
             Field::BestOf => best_of = field.count(&value)?,
             Field::Prompt => prompts = count_prompts(&value)?,
@@ -199,6 +210,7 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
         model_range,
         streams,
         stream_options,
+        max_tokens_ranges,
         max_output_tokens: larger_bound([max_tokens, max_completion_tokens]),
         choices: n.max(best_of).saturating_mul(prompts),
         wants_base64,
@@ -306,6 +318,18 @@ fn count_prompts(value: &Value<'_>) -> Result<i64, OutlineError> {
     Ok(count.max(1))
 }
 
+/// Returns whether a part of the input may stand somewhere else: behind an address, or as a stored
+/// file.
+///
+/// Then its tokens are not bounded by the bytes of the body. A text that names such a member is
+/// taken for one.
+pub fn refers_elsewhere(body: &[u8], endpoint: Endpoint) -> bool {
+    static MEMBERS: LazyLock<[Finder<'static>; 2]> =
+        LazyLock::new(|| ["\"image_url\"", "\"file_id\""].map(Finder::new));
+    endpoint == Endpoint::ChatCompletions
+        && MEMBERS.iter().any(|member| member.find(body).is_some())
+}
+
 /// What is changed in a request before it is sent on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Changes<'a> {
@@ -315,6 +339,26 @@ pub struct Changes<'a> {
     pub ask_for_usage: bool,
     /// Whether a stream is asked not to pad its events, unless the client chose.
     pub no_obfuscation: bool,
+    /// Most tokens of each answer, lower than what the client or the model would allow.
+    pub max_output: Option<MaxOutput>,
+}
+
+/// A limit of the output that is set on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxOutput {
+    /// Tokens of one answer.
+    pub tokens: i64,
+    /// The member that says so where the client has none.
+    pub member: MaxOutputMember,
+}
+
+/// The members that limit the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaxOutputMember {
+    /// `max_tokens`: understood everywhere but by the reasoning models of OpenAI.
+    MaxTokens,
+    /// `max_completion_tokens`: OpenAI's chat models.
+    MaxCompletionTokens,
 }
 
 /// One place of the body and what stands there afterwards.
@@ -337,7 +381,11 @@ pub fn rewrite(body: &Bytes, outline: &Outline<'_>, changes: &Changes<'_>) -> By
         text: [text, "", ""],
     });
     let (value, members) = stream_options_edits(outline, changes);
-    let mut edits = [model, value, members];
+    let limit = changes.max_output.map(LimitText::new);
+    let [first, second] = limit
+        .as_ref()
+        .map_or([None, None], |limit| limit.edits(outline));
+    let mut edits = [model, value, members, first, second];
     if edits.iter().all(Option::is_none) {
         return body.clone();
     }
@@ -360,6 +408,42 @@ pub fn rewrite(body: &Bytes, outline: &Outline<'_>, changes: &Changes<'_>) -> By
     }
     out.extend_from_slice(body.get(copied..).unwrap_or_default());
     out.into()
+}
+
+/// The texts of a limit of the output.
+struct LimitText {
+    number: String,
+    member: &'static str,
+}
+
+impl LimitText {
+    fn new(max: MaxOutput) -> Self {
+        Self {
+            number: max.tokens.max(0).to_string(),
+            member: match max.member {
+                MaxOutputMember::MaxTokens => r#""max_tokens":"#,
+                MaxOutputMember::MaxCompletionTokens => r#""max_completion_tokens":"#,
+            },
+        }
+    }
+
+    /// Every value that is there is replaced; where there is none, a member is added.
+    fn edits(&self, outline: &Outline<'_>) -> [Option<Edit<'_>>; 2] {
+        let [first, second] = &outline.max_tokens_ranges;
+        if first.is_none() && second.is_none() {
+            let added = Edit {
+                range: outline.insert_at..outline.insert_at,
+                text: [self.member, &self.number, ","],
+            };
+            return [Some(added), None];
+        }
+        [first, second].map(|range| {
+            range.clone().map(|range| Edit {
+                range,
+                text: [&self.number, "", ""],
+            })
+        })
+    }
 }
 
 /// Returns the edit of the value of `include_usage`, and the one that adds members.

@@ -213,6 +213,11 @@ impl StreamInspector {
         self.usage
     }
 
+    /// Returns the text that was read so far.
+    pub fn output(&self) -> &OutputText {
+        &self.output
+    }
+
     /// Takes the text that was read so far, for counting it.
     pub fn take_output(&mut self) -> OutputText {
         std::mem::take(&mut self.output)

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use sluice_domain::id::{
     BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
 };
-use sluice_domain::ports::{Guard, LedgerStore};
-use sluice_domain::quota::Payer;
+use sluice_domain::ports::{Guard, LeaseChange, LedgerStore, LockedCounter, PostMode};
+use sluice_domain::quota::{Amounts, HoldTerms, Lease, Payer, ScopeKind, ScopeSet};
 use sluice_domain::record::{
     AttemptRecord, Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord,
 };
@@ -75,6 +75,15 @@ fn record(
                 endpoint: Endpoint::ChatCompletions,
                 streams: true,
                 requested_model: Arc::clone(model),
+                hold: HoldTerms {
+                    // Bounds follow the length of the request.
+                    bound: Amounts {
+                        tokens: 1_000 + post_no % 512,
+                        nano: 5_000 + post_no % 512,
+                    },
+                    leased: ScopeSet::default().with(ScopeKind::Tenant),
+                    input_estimate: 150,
+                },
                 caller: Caller {
                     ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                     user_agent: Some(Arc::clone(agent)),
@@ -91,7 +100,10 @@ fn record(
                     ..TokenUsage::default()
                 },
                 basis: Basis::Reported,
-                quota_tokens: 240,
+                owed: Amounts {
+                    tokens: 240,
+                    nano: 1_200 + post_no % 64,
+                },
                 first_event_ms: Some(12),
                 duration_ms: 87,
                 attempts: std::iter::once(AttemptRecord {
@@ -146,7 +158,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         storage.create_tenant(new).await?;
         let (instance_id, boot_id) = (InstanceId::from_uuid(id(5)), BootId::from_uuid(id(6)));
         let row = storage
-            .claim_instance(instance_id, None, boot_id, UnixMillis(NOW))
+            .claim_instance(instance_id, &[], boot_id, UnixMillis(NOW))
             .await?;
         let mut guard = Guard {
             instance_id,
@@ -159,10 +171,37 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         let all: Vec<NumberedRecord> = (1..=count)
             .map(|no| record(no, keys, tenant, &model, &agent))
             .collect();
+        let Some(counter) = all
+            .first()
+            .map(|n| n.record.open.payer.counters(n.record.open.period)[0])
+        else {
+            continue;
+        };
+        let leased = Amounts {
+            tokens: 1 << 48,
+            nano: 1 << 48,
+        };
+        let policy = |rows: &[LockedCounter], _live: u32| {
+            let all = LeaseChange {
+                delta: leased,
+                recall: None,
+            };
+            vec![all; rows.len()]
+        };
+        storage
+            .move_leases(guard, &[counter], &policy, UnixMillis(NOW))
+            .await?;
+        guard.seq += 1;
+        let in_flight = [Lease {
+            key: counter,
+            held: Amounts::tokens(1_000),
+        }];
         let wall = tokio::time::Instant::now();
         let before = cpu_micros()?;
         for part in all.chunks(usize::try_from(batch)?) {
-            let posted = storage.post_batch(guard, part, UnixMillis(NOW)).await?;
+            let posted = storage
+                .post_batch(guard, PostMode::Live, part, &in_flight, UnixMillis(NOW))
+                .await?;
             if posted.inserted != part.len() {
                 return Err("a record was not new".into());
             }

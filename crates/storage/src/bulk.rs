@@ -210,7 +210,7 @@ macro_rules! bulks {
 macro_rules! row {
     ($arguments:expr, $($value:expr),* $(,)?) => {{
         $(sqlx::Arguments::add($arguments, $value)?;)*
-        Ok(())
+        Ok::<(), sqlx::error::BoxDynError>(())
     }};
 }
 

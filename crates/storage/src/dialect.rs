@@ -5,11 +5,13 @@
 //! 1. how a write transaction begins;
 //! 2. placeholders of generated multi-row statements (`$n`, `?`);
 //! 3. the lock on the counters of tenants: SQLite has one writer;
-//! 4. the lock on periods that a post relies on;
-//! 5. the wake-up of pollers of the change feed;
-//! 6. partitions;
-//! 7. how the table of migrations is looked up;
-//! 8. whether statements that follow each other are sent as one text.
+//! 4. the lock on the row of an instance;
+//! 5. the lock on periods that a post relies on;
+//! 6. the wake-up of pollers of the change feed;
+//! 7. partitions, and what lies in the one that must stay empty;
+//! 8. how the table of migrations is looked up;
+//! 9. whether statements that follow each other are sent as one text;
+//! 10. how a transaction begins whose reads see one snapshot.
 
 use sluice_domain::time::UnixMillis;
 use sqlx::error::BoxDynError;
@@ -68,6 +70,9 @@ pub(crate) mod postgres {
         LOCK_TENANT_COUNTERS = "SELECT counter_id FROM counters \
             WHERE scope = 'tenant' AND scope_id = ANY($1) AND period = ANY($2) \
             ORDER BY counter_id FOR UPDATE";
+        BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        LOCK_INSTANCE = "SELECT instance_id FROM instances WHERE instance_id = $1 FOR UPDATE";
+        COUNT_STRAY_RECORDS = "SELECT COUNT(*) FROM usage_records_default";
         LOCK_PERIODS = "SELECT period FROM periods WHERE tenant_id = ANY($1) AND period = ANY($2) \
             ORDER BY tenant_id, period FOR SHARE";
         NOTIFY_FEED = "SELECT CAST(pg_notify('sluice_feed', '') AS TEXT)";
@@ -82,6 +87,7 @@ pub(crate) mod sqlite {
         // A plain BEGIN becomes a writer at its first write, and fails at once when another one has
         // written since it began to read.
         BEGIN = "BEGIN IMMEDIATE";
+        BEGIN_SNAPSHOT = "BEGIN";
         HAS_MIGRATIONS = "SELECT EXISTS \
             (SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = '_sqlx_migrations')";
     }
@@ -93,6 +99,18 @@ pub(crate) async fn begin_postgres(pool: &PgPool) -> Result<PgTransaction<'stati
 
 pub(crate) async fn begin_sqlite(pool: &SqlitePool) -> Result<SqliteTransaction<'static>, Failure> {
     Ok(pool.begin_with(sqlite::BEGIN.sql).await?)
+}
+
+pub(crate) async fn begin_postgres_snapshot(
+    pool: &PgPool,
+) -> Result<PgTransaction<'static>, Failure> {
+    Ok(pool.begin_with(postgres::BEGIN_SNAPSHOT.sql).await?)
+}
+
+pub(crate) async fn begin_sqlite_snapshot(
+    pool: &SqlitePool,
+) -> Result<SqliteTransaction<'static>, Failure> {
+    Ok(pool.begin_with(sqlite::BEGIN_SNAPSHOT.sql).await?)
 }
 
 impl Session<'_, Postgres> {
@@ -109,6 +127,21 @@ impl Session<'_, Postgres> {
             .execute(&mut *self.conn)
             .await?;
         Ok(())
+    }
+
+    /// Locks the row of an instance: a transaction of it that is under way is waited for.
+    pub(crate) async fn lock_instance(&mut self, instance: Uuid) -> Result<(), Failure> {
+        sql!(postgres::LOCK_INSTANCE, instance)
+            .execute(&mut *self.conn)
+            .await?;
+        Ok(())
+    }
+
+    /// Counts records in the partition that must stay empty.
+    pub(crate) async fn count_stray_records(&mut self) -> Result<i64, Failure> {
+        Ok(sql_scalar!(postgres::COUNT_STRAY_RECORDS)
+            .fetch_one(&mut *self.conn)
+            .await?)
     }
 
     /// Keeps the state of periods as it is until the end of the transaction.
@@ -129,42 +162,16 @@ impl Session<'_, Postgres> {
     }
 
     /// Runs a group of statements, one after the other; returns how many rows they changed.
-    pub(crate) async fn execute_group(
+    pub(crate) async fn execute_group<const PARTS: usize>(
         &mut self,
         _group: &'static Group,
-        parts: [Part<'_, Args<Self>>; 3],
+        parts: [Part<'_, Args<Self>>; PARTS],
     ) -> Result<usize, Failure> {
         let mut changed = 0;
-        for mut part in parts {
-            let rows: Vec<usize> = (0..part.rows).collect();
-            let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
-            changed += self
-                .execute_sharing(part.bulk, &rows, part.share, bind)
-                .await?;
+        for part in parts {
+            changed += self.execute_part(part).await?;
         }
         Ok(changed)
-    }
-
-    /// Runs a group of statements whose rows share nothing, one after the other; returns the rows
-    /// that they return.
-    pub(crate) async fn fetch_group<T>(
-        &mut self,
-        _group: &'static Group,
-        parts: [Part<'_, Args<Self>>; 3],
-    ) -> Result<Vec<T>, Failure>
-    where
-        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
-    {
-        let mut found = Vec::new();
-        for mut part in parts {
-            let rows: Vec<usize> = (0..part.rows).collect();
-            let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
-            found.extend(
-                self.fetch_bulk::<_, T>(part.bulk, &rows, Repeats::Never, bind)
-                    .await?,
-            );
-        }
-        Ok(found)
     }
 
     /// Makes the partitions of this month and the next two; returns how many were missing.
@@ -193,6 +200,14 @@ impl Session<'_, Sqlite> {
         Ok(())
     }
 
+    pub(crate) async fn lock_instance(&mut self, _instance: Uuid) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    pub(crate) async fn count_stray_records(&mut self) -> Result<i64, Failure> {
+        Ok(0)
+    }
+
     pub(crate) async fn lock_periods(
         &mut self,
         _tenants: &[Uuid],
@@ -206,10 +221,10 @@ impl Session<'_, Sqlite> {
     }
 
     /// Runs a group of statements as one text; returns how many rows they changed.
-    pub(crate) async fn execute_group(
+    pub(crate) async fn execute_group<const PARTS: usize>(
         &mut self,
         group: &'static Group,
-        parts: [Part<'_, Args<Self>>; 3],
+        parts: [Part<'_, Args<Self>>; PARTS],
     ) -> Result<usize, Failure> {
         let mut changed = 0;
         for run in group.runs(parts) {
@@ -220,24 +235,6 @@ impl Session<'_, Sqlite> {
             changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
         }
         Ok(changed)
-    }
-
-    /// Runs a group of statements as one text; returns the rows that they return.
-    pub(crate) async fn fetch_group<T>(
-        &mut self,
-        group: &'static Group,
-        parts: [Part<'_, Args<Self>>; 3],
-    ) -> Result<Vec<T>, Failure>
-    where
-        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
-    {
-        let mut found = Vec::new();
-        for run in group.runs(parts) {
-            let run = run?;
-            let query = sqlx::query_as_with(run.sql, run.arguments);
-            found.extend(query.fetch_all(&mut *self.conn).await?);
-        }
-        Ok(found)
     }
 
     pub(crate) async fn ensure_partitions(&mut self, _now: UnixMillis) -> Result<i32, Failure> {
@@ -260,6 +257,16 @@ on_both! {
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<usize, Failure> {
         self.execute_sharing(bulk, rows, share_nothing, bind).await
+    }
+
+    /// Runs a statement that belongs to a group elsewhere.
+    pub(crate) async fn execute_part(
+        &mut self,
+        mut part: Part<'_, Args<Self>>,
+    ) -> Result<usize, Failure> {
+        let rows: Vec<usize> = (0..part.rows).collect();
+        let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
+        self.execute_sharing(part.bulk, &rows, part.share, bind).await
     }
 
     /// As [`Self::execute_bulk`], for a statement whose rows share values.
@@ -290,8 +297,23 @@ on_both! {
     where
         T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
     {
+        self.fetch_sharing(bulk, rows, repeats, share_nothing, bind).await
+    }
+
+    /// As [`Self::fetch_bulk`], for a statement whose rows share values.
+    pub(crate) async fn fetch_sharing<R: Sync, T>(
+        &mut self,
+        bulk: &'static Bulk,
+        rows: &[R],
+        repeats: Repeats,
+        share: impl FnMut(&mut Args<Self>) -> Result<(), BoxDynError> + Send,
+        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
+    ) -> Result<Vec<T>, Failure>
+    where
+        T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
+    {
         let mut found = Vec::new();
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, share_nothing, bind) {
+        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, share, bind) {
             let run = run?;
             found.extend(sqlx::query_as_with(run.sql, run.arguments).fetch_all(&mut *self.conn).await?);
         }

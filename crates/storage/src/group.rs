@@ -11,8 +11,8 @@ use crate::bulk::{Bulk, Run, SIZES, WRONG_WIDTH, share_nothing};
 use crate::dialect::Placeholders;
 use crate::error::{Failure, internal};
 
-/// Statements in a group.
-const PARTS: usize = 3;
+/// Most statements in a group.
+const MOST_PARTS: usize = 4;
 
 type Bind<'r, A> = Box<dyn FnMut(&mut A, usize) -> Result<(), BoxDynError> + Send + 'r>;
 type Share<'r, A> = Box<dyn FnMut(&mut A) -> Result<(), BoxDynError> + Send + 'r>;
@@ -56,23 +56,24 @@ impl<'r, A: 'r> Part<'r, A> {
 /// Statements that follow each other.
 pub(crate) struct Group {
     /// By the statements that a text has (a bit each) and by size.
-    texts: [[OnceLock<String>; SIZES.len()]; 1 << PARTS],
+    texts: [[OnceLock<String>; SIZES.len()]; 1 << MOST_PARTS],
 }
 
 impl Group {
     pub(crate) const fn new() -> Self {
         Self {
-            texts: [const { [const { OnceLock::new() }; SIZES.len()] }; 1 << PARTS],
+            texts: [const { [const { OnceLock::new() }; SIZES.len()] }; 1 << MOST_PARTS],
         }
     }
 
     /// Cuts the rows of all parts into runs; each part in a run has as many rows.
     ///
     /// A group is used with the same statements in the same order always.
-    pub(crate) fn runs<'r, A: Arguments + Default>(
+    pub(crate) fn runs<'r, A: Arguments + Default, const PARTS: usize>(
         &'static self,
         mut parts: [Part<'r, A>; PARTS],
-    ) -> impl Iterator<Item = Result<Run<A>, Failure>> + use<'r, A> {
+    ) -> impl Iterator<Item = Result<Run<A>, Failure>> + use<'r, A, PARTS> {
+        const { assert!(PARTS <= MOST_PARTS, "too many statements in a group") };
         let mut done = [0; PARTS];
         std::iter::from_fn(move || {
             let left: [usize; PARTS] = std::array::from_fn(|part| parts[part].rows - done[part]);
@@ -94,7 +95,7 @@ impl Group {
         })
     }
 
-    fn text(
+    fn text<const PARTS: usize>(
         &'static self,
         bulks: [&'static Bulk; PARTS],
         has: [bool; PARTS],

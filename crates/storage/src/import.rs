@@ -171,7 +171,7 @@ on_both! {
             .execute(&mut *self.conn)
             .await?;
         let scope = Scope { kind: ScopeKind::Key, id: existing.key_id };
-        self.change_quota(scope, tenant_id, key.quota_tokens, now).await?;
+        self.change_quota(scope, tenant_id, key.quota_tokens.into(), now).await?;
         Ok(Imported::Updated(id))
     }
 }

@@ -8,8 +8,8 @@
 //! Modules in reading order: `statement` (each SQL text once, for both databases), `dialect` (what
 //! truly differs), `storage` (the pools), `migration`; then configuration: [`tenant`], [`user`],
 //! [`quota`], [`key`], [`import`], [`grant`], [`upstream`], [`route`]; what others learn of its
-//! changes: [`feed`]; the [`calendar`]; the `ledger` and what is read from it: [`usage`]; and
-//! [`secret`], which needs no database.
+//! changes: [`feed`]; the [`calendar`]; the `ledger`, what is read from it: [`usage`], and what an
+//! operator does: [`resolve`], [`verify`]; and [`secret`], which needs no database.
 //!
 //! To add a statement, write it with `$1` placeholders into the `statements!` of the module that
 //! owns it, run it with `sql!` inside `on_both!`, and call that with `in_transaction!` or
@@ -52,6 +52,10 @@ mod ledger;
 
 pub mod usage;
 
+pub mod resolve;
+
+pub mod verify;
+
 pub mod secret;
 
 use dialect::Placeholders;
@@ -79,10 +83,12 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
         route::STATEMENTS,
         feed::STATEMENTS,
         calendar::STATEMENTS,
-        ledger::STATEMENTS,
         usage::STATEMENTS,
+        resolve::STATEMENTS,
+        verify::STATEMENTS,
     ]
     .concat();
+    all.extend(ledger::statements());
     let bulks = [feed::bulks(), ledger::bulks(), usage::bulks()].concat();
     all.extend(
         bulks

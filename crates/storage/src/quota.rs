@@ -3,7 +3,7 @@
 use sluice_domain::id::{ProxyKeyId, TenantId, UserId, uuid_v7};
 use sluice_domain::key::KeyHash;
 use sluice_domain::ports::StoreError;
-use sluice_domain::quota::{Scope, ScopeKind};
+use sluice_domain::quota::{Cap, Scope, ScopeKind};
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
@@ -13,10 +13,11 @@ use crate::feed::Change;
 use crate::storage::Storage;
 
 statements! {
-    PUT_QUOTA = "INSERT INTO quotas (scope, scope_id, tenant_id, cap_tokens, changed_at_ms) \
-        VALUES ($1, $2, $3, $4, $5) \
-        ON CONFLICT (scope, scope_id) DO UPDATE \
-        SET cap_tokens = excluded.cap_tokens, changed_at_ms = excluded.changed_at_ms";
+    PUT_QUOTA = "INSERT INTO quotas (scope, scope_id, tenant_id, cap_tokens, cap_nano, changed_at_ms) \
+        VALUES ($1, $2, $3, $4, $5, $6) \
+        ON CONFLICT (scope, scope_id) DO UPDATE SET cap_tokens = excluded.cap_tokens, \
+            cap_nano = excluded.cap_nano, changed_at_ms = excluded.changed_at_ms";
+    FIND_QUOTA = "SELECT cap_tokens, cap_nano FROM quotas WHERE scope = $1 AND scope_id = $2";
     // A peak is known only when the scope was capped for the whole month so far.
     INSERT_COUNTER = "INSERT INTO counters (counter_id, tenant_id, scope, scope_id, period, \
             cap_tokens, cap_nano, peak_cap_tokens, peak_cap_nano, used_tokens, used_nano) \
@@ -40,10 +41,17 @@ statements! {
     // Lowering asks idle leases back; raising makes that needless. Without a cap there is no peak
     // for the rest of the month.
     SET_COUNTER_CAP = "UPDATE counters SET \
-            recall = CASE WHEN CAST($4 AS BIGINT) IS NULL OR $4 >= cap_tokens THEN FALSE ELSE TRUE END, \
-            peak_cap_tokens = CASE WHEN CAST($4 AS BIGINT) IS NULL THEN NULL \
+            recall = CASE \
+                WHEN CAST($4 AS BIGINT) < cap_tokens OR CAST($5 AS BIGINT) < cap_nano \
+                    OR (cap_tokens IS NULL AND $4 IS NOT NULL) \
+                    OR (cap_nano IS NULL AND $5 IS NOT NULL) THEN TRUE \
+                WHEN cap_tokens IS NOT DISTINCT FROM $4 AND cap_nano IS NOT DISTINCT FROM $5 THEN recall \
+                ELSE FALSE END, \
+            peak_cap_tokens = CASE WHEN $4 IS NULL THEN NULL \
                 WHEN $4 > peak_cap_tokens THEN $4 ELSE peak_cap_tokens END, \
-            cap_tokens = $4 \
+            peak_cap_nano = CASE WHEN $5 IS NULL THEN NULL \
+                WHEN $5 > peak_cap_nano THEN $5 ELSE peak_cap_nano END, \
+            cap_tokens = $4, cap_nano = $5 \
         WHERE scope = $1 AND scope_id = $2 AND period = $3";
     FIND_SCOPE_TENANT = "SELECT tenant_id FROM tenants WHERE tenant_id = $1 AND state <> 'deleted'";
     FIND_SCOPE_USER = "SELECT user_id FROM users WHERE user_id = $1 AND tenant_id = $2 AND state <> 'deleted'";
@@ -57,22 +65,65 @@ pub(crate) fn new_row_id(now: UnixMillis) -> Result<Uuid, StoreError> {
     Ok(uuid_v7(u64::try_from(now.0).unwrap_or(0), random))
 }
 
+/// What becomes of the caps of a scope.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CapChange {
+    /// Both become these; `None` is without a cap.
+    Both(Cap),
+    /// That of tokens becomes this; that of money stays.
+    Tokens(Option<i64>),
+}
+
+impl CapChange {
+    fn of(self, before: Cap) -> Cap {
+        match self {
+            Self::Both(cap) => cap,
+            Self::Tokens(tokens) => Cap { tokens, ..before },
+        }
+    }
+}
+
+impl From<Cap> for CapChange {
+    fn from(cap: Cap) -> Self {
+        Self::Both(cap)
+    }
+}
+
+impl From<Option<i64>> for CapChange {
+    /// Tokens alone.
+    fn from(tokens: Option<i64>) -> Self {
+        Self::Tokens(tokens)
+    }
+}
+
 impl Storage {
-    /// Sets the tokens that a tenant, user or key may use in a month, from this month on; `None`
-    /// takes the cap away. `false` when the tenant has no such scope.
+    /// Sets what a tenant, user or key may use in a month, from this month on; `None` takes a cap
+    /// away. A number alone is of tokens and leaves the cap of money. `false` when the tenant has no
+    /// such scope.
     ///
-    /// A cap that is new for a user or key takes into account what was used in this month.
+    /// A cap that is new for a user or key takes into account what was used in this month. A cap that
+    /// is lowered asks idle leases back; open ones run on.
     ///
     /// # Errors
-    /// [`StoreError::Internal`] when the cap is negative or too large.
+    /// [`StoreError::Internal`] when a cap is negative or too large.
     pub async fn set_quota(
         &self,
         scope: Scope,
         tenant_id: TenantId,
-        cap_tokens: Option<i64>,
+        change: impl Into<CapChange>,
         now: UnixMillis,
     ) -> Result<bool, StoreError> {
-        in_transaction!(self, set_quota(scope, tenant_id, cap_tokens, now))
+        self.set_caps(scope, tenant_id, change.into(), now).await
+    }
+
+    async fn set_caps(
+        &self,
+        scope: Scope,
+        tenant_id: TenantId,
+        change: CapChange,
+        now: UnixMillis,
+    ) -> Result<bool, StoreError> {
+        in_transaction!(self, set_quota(scope, tenant_id, change, now))
     }
 }
 
@@ -81,12 +132,12 @@ on_both! {
         &mut self,
         scope: Scope,
         tenant_id: TenantId,
-        cap_tokens: Option<i64>,
+        change: CapChange,
         now: UnixMillis,
     ) -> Result<bool, Failure> {
-        let Some(change) = self.find_scope(scope, tenant_id).await? else { return Ok(false) };
-        self.change_quota(scope, tenant_id, cap_tokens, now).await?;
-        self.publish(&[change]).await?;
+        let Some(changed) = self.find_scope(scope, tenant_id).await? else { return Ok(false) };
+        self.change_quota(scope, tenant_id, change, now).await?;
+        self.publish(&[changed]).await?;
         Ok(true)
     }
 
@@ -95,7 +146,7 @@ on_both! {
         &mut self,
         scope: Scope,
         tenant_id: TenantId,
-        cap_tokens: Option<i64>,
+        change: CapChange,
         now: UnixMillis,
     ) -> Result<(), Failure> {
         let zone = self.time_zone_of(tenant_id.as_uuid()).await?;
@@ -103,24 +154,32 @@ on_both! {
         // The counter of the tenant is what posting and this transaction wait for each other on:
         // between a sum of what was used and the counter that begins with it, nothing is posted.
         let tenant = Scope { kind: ScopeKind::Tenant, id: tenant_id.as_uuid() };
+        let months = periods.map(|period| period.month.as_number());
+        let tenants = [tenant.id; 2];
+        // As posts do: what is there is locked before anything is made.
+        self.lock_tenant_counters(&tenants, &months).await?;
         for period in periods {
             self.ensure_counter(tenant, tenant_id, period.month, now).await?;
         }
-        let months = periods.map(|period| period.month.as_number());
-        self.lock_tenant_counters(&[tenant.id], &months).await?;
-        self.put_quota(scope, tenant_id, cap_tokens, now).await?;
+        self.lock_tenant_counters(&tenants, &months).await?;
+        let before: Option<(Option<i64>, Option<i64>)> =
+            sql_as!(FIND_QUOTA, scope.kind.as_str(), scope.id).fetch_optional(&mut *self.conn).await?;
+        let before = before.map_or_else(Cap::default, |(tokens, nano)| Cap { tokens, nano });
+        let cap = change.of(before);
+        self.put_quota(scope, tenant_id, cap, now).await?;
         for period in periods {
             let changed = sql!(
                 SET_COUNTER_CAP,
                 scope.kind.as_str(),
                 scope.id,
                 period.month.as_number(),
-                cap_tokens,
+                cap.tokens,
+                cap.nano,
             )
             .execute(&mut *self.conn)
             .await?
             .rows_affected();
-            if changed == 0 && cap_tokens.is_some() {
+            if changed == 0 && cap.is_set() {
                 self.ensure_counter(scope, tenant_id, period.month, now).await?;
             }
         }
@@ -131,7 +190,7 @@ on_both! {
         &mut self,
         scope: Scope,
         tenant_id: TenantId,
-        cap_tokens: Option<i64>,
+        cap: Cap,
         now: UnixMillis,
     ) -> Result<(), Failure> {
         sql!(
@@ -139,7 +198,8 @@ on_both! {
             scope.kind.as_str(),
             scope.id,
             tenant_id.as_uuid(),
-            cap_tokens,
+            cap.tokens,
+            cap.nano,
             now.0,
         )
         .execute(&mut *self.conn)

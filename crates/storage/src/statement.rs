@@ -127,6 +127,22 @@ macro_rules! reading {
     };
 }
 
+/// Runs a method of a session that only reads, all its statements in one snapshot.
+macro_rules! in_snapshot {
+    ($storage:expr, $method:ident($($arg:expr),* $(,)?)) => {
+        match $storage.pools() {
+            $crate::storage::Pools::Postgres(pool) => {
+                let mut tx = $crate::dialect::begin_postgres_snapshot(pool).await?;
+                Ok($crate::dialect::Session::<sqlx::Postgres>::new(&mut *tx).$method($($arg),*).await?)
+            }
+            $crate::storage::Pools::Sqlite { read, .. } => {
+                let mut tx = $crate::dialect::begin_sqlite_snapshot(read).await?;
+                Ok($crate::dialect::Session::<sqlx::Sqlite>::new(&mut *tx).$method($($arg),*).await?)
+            }
+        }
+    };
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use sluice_domain::id::TenantId;
 use sluice_domain::ports::StoreError;
-use sluice_domain::quota::{Scope, ScopeKind};
+use sluice_domain::quota::{Cap, Scope, ScopeKind};
 use sluice_domain::tenant::{EntityState, Name, Tenant};
 use sluice_domain::time::{TimeZone, UnixMillis};
 use sqlx::FromRow;
@@ -142,7 +142,7 @@ on_both! {
         .await
         .map_err(|error| Failure::or_conflict(error, || format!("a tenant named `{}`", new.name)))?;
         let scope = Scope { kind: ScopeKind::Tenant, id: new.id.as_uuid() };
-        self.put_quota(scope, new.id, new.quota_tokens, new.now).await?;
+        self.put_quota(scope, new.id, Cap { tokens: new.quota_tokens, nano: None }, new.now).await?;
         for period in calendar::this_and_next(&new.time_zone, new.now) {
             self.insert_period(new.id, period).await?;
             self.ensure_counter(scope, new.id, period.month, new.now).await?;

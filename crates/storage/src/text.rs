@@ -25,15 +25,15 @@ pub(crate) fn cleaned(text: &str) -> String {
 /// Words of closed types as shared text: a batch binds each many times, and sharing costs less than
 /// a copy.
 #[derive(Default)]
-pub(crate) struct Words(Vec<(&'static str, Arc<str>)>);
+pub(crate) struct Words(Vec<Arc<str>>);
 
 impl Words {
-    pub(crate) fn share(&mut self, word: &'static str) -> Arc<str> {
-        if let Some((_, shared)) = self.0.iter().find(|(known, _)| std::ptr::eq(*known, word)) {
+    pub(crate) fn share(&mut self, word: &str) -> Arc<str> {
+        if let Some(shared) = self.0.iter().find(|known| ***known == *word) {
             return Arc::clone(shared);
         }
         let shared: Arc<str> = Arc::from(word);
-        self.0.push((word, Arc::clone(&shared)));
+        self.0.push(Arc::clone(&shared));
         shared
     }
 }

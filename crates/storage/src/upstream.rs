@@ -6,7 +6,9 @@ use sluice_domain::id::{TenantId, UpstreamId, UpstreamKeyId};
 use sluice_domain::ports::StoreError;
 use sluice_domain::tenant::{EntityState, Name};
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{
+    BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey,
+};
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -17,10 +19,10 @@ use crate::storage::Storage;
 
 statements! {
     INSERT_UPSTREAM = "INSERT INTO upstreams (upstream_id, tenant_id, name, kind, base_url, connect_ms, \
-            first_event_ms, idle_ms, total_ms, state, created_at_ms) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+            first_event_ms, idle_ms, total_ms, client_gone, state, created_at_ms) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
     LIST_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
-            idle_ms, total_ms, state, created_at_ms \
+            idle_ms, total_ms, client_gone, state, created_at_ms \
         FROM upstreams ORDER BY upstream_id";
     SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2 WHERE upstream_id = $1 AND state <> 'deleted'";
     INSERT_UPSTREAM_KEY = "INSERT INTO upstream_keys (upstream_key_id, upstream_id, name, weight, \
@@ -33,7 +35,7 @@ statements! {
     SET_UPSTREAM_KEY_STATE = "UPDATE upstream_keys SET state = $2 \
         WHERE upstream_key_id = $1 AND state <> 'deleted'";
     ACTIVE_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
-            idle_ms, total_ms, state, created_at_ms \
+            idle_ms, total_ms, client_gone, state, created_at_ms \
         FROM upstreams WHERE state = 'active' ORDER BY upstream_id";
     ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.sealed_secret, \
             k.wrapped_key, k.master_key_id, k.state, k.created_at_ms \
@@ -56,6 +58,8 @@ pub struct NewUpstream {
     pub base_url: Option<BaseUrl>,
     /// How long it may take.
     pub deadlines: Deadlines,
+    /// What becomes of a stream there when its client has left.
+    pub client_gone: ClientGone,
     /// The time.
     pub now: UnixMillis,
 }
@@ -88,6 +92,7 @@ struct UpstreamRow {
     first_event_ms: i64,
     idle_ms: i64,
     total_ms: i64,
+    client_gone: String,
     state: String,
     created_at_ms: i64,
 }
@@ -123,6 +128,10 @@ impl TryFrom<UpstreamRow> for Upstream {
                 idle: millis(row.idle_ms)?,
                 total: millis(row.total_ms)?,
             },
+            client_gone: row
+                .client_gone
+                .parse()
+                .map_err(|_bad| corrupt("upstreams", "client_gone", id))?,
             state: row
                 .state
                 .parse()
@@ -254,6 +263,7 @@ on_both! {
             as_millis(new.deadlines.first_event),
             as_millis(new.deadlines.idle),
             as_millis(new.deadlines.total),
+            new.client_gone.as_str(),
             EntityState::Active.as_str(),
             new.now.0,
         )
@@ -268,6 +278,7 @@ on_both! {
             kind: new.kind,
             base_url: new.base_url.clone(),
             deadlines: new.deadlines,
+            client_gone: new.client_gone,
             state: EntityState::Active,
             created_at: new.now,
         })

@@ -6,6 +6,7 @@ use sluice_domain::id::{
     InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
 };
 use sluice_domain::ports::StoreError;
+use sluice_domain::quota::Amounts;
 use sluice_domain::time::{LocalDay, Month, UnixMillis};
 use sluice_domain::usage::TokenUsage;
 use sqlx::FromRow;
@@ -25,7 +26,8 @@ statements! {
             statement_period, local_day, started_at_ms, endpoint, streams, requested_model, \
             upstream_id, upstream_model, ending, stage, status, error_code, basis, input_tokens, \
             cached_input_tokens, cache_write_input_tokens, output_tokens, reasoning_output_tokens, \
-            quota_tokens, first_event_ms, duration_ms \
+            bound_tokens, bound_nano, quota_tokens, charge_nano, excess_tokens, excess_nano, \
+            first_event_ms, duration_ms \
         FROM usage_records \
         WHERE request_id >= $1 AND request_id < $2 AND tenant_id = $3 \
             AND started_at_ms >= $4 AND started_at_ms < $5 \
@@ -116,8 +118,14 @@ pub struct StoredRecord {
     pub basis: String,
     /// Tokens by class.
     pub usage: TokenUsage,
+    /// What was held: the charge is never more.
+    pub bound: Amounts,
     /// Tokens charged to the quotas.
     pub quota_tokens: i64,
+    /// What the tenant is charged, in billionths of the ledger's currency.
+    pub charge_nano: i64,
+    /// What was owed beyond the hold and is charged to nobody.
+    pub excess: Amounts,
     /// Milliseconds to the first event or byte.
     pub first_event_ms: Option<i64>,
     /// Milliseconds to the end.
@@ -196,7 +204,12 @@ struct RecordRow {
     basis: String,
     #[sqlx(flatten)]
     tokens: TokenRow,
+    bound_tokens: i64,
+    bound_nano: i64,
     quota_tokens: i64,
+    charge_nano: i64,
+    excess_tokens: i64,
+    excess_nano: i64,
     first_event_ms: Option<i64>,
     duration_ms: i64,
 }
@@ -330,7 +343,16 @@ impl TryFrom<RecordRow> for StoredRecord {
             error_code: row.error_code,
             basis: row.basis,
             usage: row.tokens.into(),
+            bound: Amounts {
+                tokens: row.bound_tokens,
+                nano: row.bound_nano,
+            },
             quota_tokens: row.quota_tokens,
+            charge_nano: row.charge_nano,
+            excess: Amounts {
+                tokens: row.excess_tokens,
+                nano: row.excess_nano,
+            },
             first_event_ms: row.first_event_ms,
             duration_ms: row.duration_ms,
             attempts: Vec::new(),

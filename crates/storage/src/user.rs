@@ -165,7 +165,7 @@ on_both! {
         }
         if new.quota_tokens.is_some() {
             let scope = Scope { kind: ScopeKind::User, id: new.id.as_uuid() };
-            self.change_quota(scope, new.tenant_id, new.quota_tokens, new.now).await?;
+            self.change_quota(scope, new.tenant_id, new.quota_tokens.into(), new.now).await?;
         }
         Ok(true)
     }

@@ -13,14 +13,14 @@ use sluice_domain::id::{
 };
 use sluice_domain::key::{ProxyKey, ProxyKeySecret};
 use sluice_domain::ports::Guard;
-use sluice_domain::quota::Payer;
+use sluice_domain::quota::{Amounts, HoldTerms, Payer, ScopeSet};
 use sluice_domain::record::{
     AttemptRecord, Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord,
 };
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::tenant::{EntityState, Name, Role, Tenant, User};
 use sluice_domain::time::{LocalDay, Month, TimeZone, UnixMillis};
-use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 
 use crate::fail::fail;
@@ -130,6 +130,7 @@ pub fn an_upstream(base_url: &str) -> Upstream {
         kind: ProviderKind::Compatible,
         base_url: Some(base_url),
         deadlines: Deadlines::default(),
+        client_gone: ClientGone::default(),
         state: EntityState::Active,
         created_at: START,
     }
@@ -187,7 +188,8 @@ pub fn an_unknown_payer() -> Payer {
     }
 }
 
-/// Returns a streamed chat request for `gpt-4o` that began at [`START`].
+/// Returns a streamed chat request for `gpt-4o` that began at [`START`]. Up to 1,000 tokens were held,
+/// in no lease.
 pub fn an_open_request(payer: Payer) -> OpenRequest {
     let bounds = time_zone("UTC");
     OpenRequest {
@@ -199,6 +201,11 @@ pub fn an_open_request(payer: Payer) -> OpenRequest {
         endpoint: Endpoint::ChatCompletions,
         streams: true,
         requested_model: Arc::from("gpt-4o"),
+        hold: HoldTerms {
+            bound: Amounts::tokens(1_000),
+            leased: ScopeSet::default(),
+            input_estimate: 10,
+        },
         caller: Caller {
             // From the range that is set aside for documentation.
             ip: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))),
@@ -222,7 +229,7 @@ pub fn a_finished_end() -> RequestEnd {
         error_code: None,
         usage,
         basis: Basis::Reported,
-        quota_tokens: usage.total(),
+        owed: Amounts::tokens(usage.total()),
         first_event_ms: Some(120),
         duration_ms: 900,
         attempts: std::iter::once(an_attempt(next_uuid(UpstreamId::from_uuid))).collect(),
@@ -333,7 +340,7 @@ mod tests {
             records.iter().map(|r| r.post_no).collect::<Vec<_>>(),
             [7, 8]
         );
-        assert_eq!(records[0].record.end.quota_tokens, 15);
+        assert_eq!(records[0].record.charge(), Amounts::tokens(15));
     }
 
     #[test]

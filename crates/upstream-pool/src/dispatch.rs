@@ -1,5 +1,6 @@
 //! One request to one upstream.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -199,7 +200,7 @@ impl Dispatcher {
             upstream_key_id: lane.key.id,
             upstream_model: Arc::clone(lane.model),
             status: attempt.status().map(|status| status.as_u16()),
-            error,
+            error: error.map(Cow::Borrowed),
             started_at,
             head_ms: attempt.elapsed_ms(),
         };

@@ -1,8 +1,22 @@
-//! The ledger against a simulated store that loses answers and refuses rows.
+//! A deterministic simulation of the ledger: the real ledger, lanes, writer and journal on a
+//! simulated database and simulated disks, with everything going wrong that can.
+//!
+//! `SLUICE_SIM_SEEDS=n` plays `n` seeds of each kind, `SLUICE_SIM_SEED=n` plays one with a trace;
+//! `SLUICE_SIM_FIRST=n` begins elsewhere.
 
 #[cfg(test)]
-mod holds;
+mod checks;
 #[cfg(test)]
-mod posting;
+mod common;
 #[cfg(test)]
-mod sim;
+mod disk;
+#[cfg(test)]
+mod store;
+#[cfg(test)]
+mod world;
+
+#[cfg(test)]
+mod play;
+
+#[cfg(test)]
+mod promises;

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use sluice_domain::id::UpstreamId;
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind};
+use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind};
 use sluice_storage::secret::SealBinding;
 use sluice_storage::upstream::NewUpstream;
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
@@ -67,6 +67,10 @@ pub(super) struct CreateArgs {
     /// Only for this tenant [default: shared by all]
     #[arg(long)]
     tenant: Option<Name>,
+    /// When the client of a stream has left: `cancel` closes it at the provider, `drain` reads it to
+    /// its end for the provider's own numbers
+    #[arg(long, default_value_t)]
+    client_gone: ClientGone,
     #[command(flatten)]
     deadlines: DeadlineArgs,
 }
@@ -151,6 +155,7 @@ async fn create_and_tell(admin: &Admin<'_>, args: CreateArgs) -> anyhow::Result<
         kind: args.kind,
         base_url: url,
         deadlines: args.deadlines.deadlines(),
+        client_gone: args.client_gone,
         now: admin.now,
     };
     let upstream = admin.storage.create_upstream(new).await?;
@@ -170,7 +175,16 @@ async fn create_and_tell(admin: &Admin<'_>, args: CreateArgs) -> anyhow::Result<
 
 async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
     let tenants = admin.tenants().await?;
-    let mut table = Table::new(&["name", "kind", "url", "tenant", "state", "created_at", "id"]);
+    let mut table = Table::new(&[
+        "name",
+        "kind",
+        "url",
+        "tenant",
+        "client_gone",
+        "state",
+        "created_at",
+        "id",
+    ]);
     for upstream in admin.upstreams().await? {
         let tenant = tenants.iter().find(|t| Some(t.id) == upstream.tenant_id);
         table.push([
@@ -178,6 +192,7 @@ async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
             json!(upstream.kind.as_str()),
             json!(upstream.base_url.as_ref().map(ToString::to_string)),
             json!(tenant.map(|t| t.name.as_str())),
+            json!(upstream.client_gone.as_str()),
             json!(upstream.state.as_str()),
             time(upstream.created_at),
             json!(upstream.id.to_string()),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use sluice_accounting::Fsync;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
@@ -305,34 +306,45 @@ pub enum LogFormat {
     Json,
 }
 
-/// A form of the log.
-pub(super) struct Format;
+/// One of a few words.
+pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
-impl Kind for Format {
-    type Value = LogFormat;
+pub(super) const LOG_FORMATS: Choice<LogFormat> = Choice(&[
+    ("auto", LogFormat::Auto),
+    ("text", LogFormat::Text),
+    ("json", LogFormat::Json),
+]);
 
-    fn read(&self, raw: &Raw) -> Result<LogFormat, String> {
-        match raw.text() {
-            Some("auto") => Ok(LogFormat::Auto),
-            Some("text") => Ok(LogFormat::Text),
-            Some("json") => Ok(LogFormat::Json),
-            _ => Err(format!(
-                "must be `auto`, `text` or `json`, not {}",
-                raw.found()
-            )),
-        }
+pub(super) const FSYNC_POLICIES: Choice<Fsync> = Choice(&[
+    ("interval", Fsync::Interval),
+    ("always", Fsync::Always),
+    ("never", Fsync::Never),
+]);
+
+impl<T: Copy + PartialEq> Kind for Choice<T> {
+    type Value = T;
+
+    fn read(&self, raw: &Raw) -> Result<T, String> {
+        self.0
+            .iter()
+            .find(|(word, _)| raw.text() == Some(*word))
+            .map(|(_, value)| *value)
+            .ok_or_else(|| format!("must be {}, not {}", self.describe(), raw.found()))
     }
 
-    fn show(&self, value: &LogFormat) -> Shown {
-        Shown::text(match value {
-            LogFormat::Auto => "auto",
-            LogFormat::Text => "text",
-            LogFormat::Json => "json",
-        })
+    fn show(&self, value: &T) -> Shown {
+        let word = self.0.iter().find(|(_, known)| known == value);
+        Shown::text(word.map_or("", |(word, _)| word))
     }
 
     fn describe(&self) -> String {
-        "`auto`, `text` or `json`".to_owned()
+        let words: Vec<String> = self.0.iter().map(|(word, _)| format!("`{word}`")).collect();
+        match words.split_last() {
+            Some((last, others)) if !others.is_empty() => {
+                format!("{} or {last}", others.join(", "))
+            }
+            _ => words.concat(),
+        }
     }
 }
 

@@ -6,50 +6,54 @@ use std::str::FromStr;
 use sluice_domain::id::BootId;
 
 /// Starts that are kept; older ones are of no use.
-const KEPT: usize = 16;
+const KEPT: usize = 64;
 const CLAIMED: &str = "claimed";
 const PENDING: &str = "pending";
 
-/// The starts. Only the newest can be pending.
+/// The starts in their order. One that is pending was written here before it claimed the instance
+/// in the database; whether the claim arrived, nobody may know.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Boots {
-    claimed: Vec<BootId>,
-    pending: Option<BootId>,
+    starts: Vec<(BootId, &'static str)>,
 }
 
 impl Boots {
-    /// Returns the start that was written but not confirmed.
-    pub(super) fn pending(&self) -> Option<BootId> {
-        self.pending
-    }
-
-    /// Returns the newest start that was confirmed.
-    pub(super) fn last_claimed(&self) -> Option<BootId> {
-        self.claimed.last().copied()
+    /// Returns all starts that the database may know as the last one.
+    pub(super) fn all(&self) -> Vec<BootId> {
+        self.starts.iter().map(|(boot, _)| *boot).collect()
     }
 
     pub(super) fn begin(&mut self, boot: BootId) {
-        self.pending = Some(boot);
+        self.starts.push((boot, PENDING));
+        self.forget_old();
     }
 
-    /// Notes a start as claimed. A second time changes nothing.
+    /// Notes a start as claimed. Earlier ones stay: the database may go back to them.
     pub(super) fn confirm(&mut self, boot: BootId) {
-        self.pending = None;
-        if self.last_claimed() != Some(boot) {
-            self.claimed.push(boot);
+        match self.starts.iter_mut().find(|(known, _)| *known == boot) {
+            Some((_, state)) => *state = CLAIMED,
+            None => self.starts.push((boot, CLAIMED)),
         }
-        let surplus = self.claimed.len().saturating_sub(KEPT);
-        self.claimed.drain(..surplus);
+        self.forget_old();
+    }
+
+    /// Forgets the oldest starts, but never the last one that was claimed.
+    fn forget_old(&mut self) {
+        let last_claimed = self.starts.iter().rposition(|(_, state)| *state == CLAIMED);
+        let surplus = self.starts.len().saturating_sub(KEPT);
+        let mut place = 0;
+        self.starts.retain(|_| {
+            let is_kept = place >= surplus || Some(place) == last_claimed;
+            place += 1;
+            is_kept
+        });
     }
 }
 
 impl fmt::Display for Boots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for boot in &self.claimed {
-            writeln!(f, "{boot} {CLAIMED}")?;
-        }
-        if let Some(boot) = self.pending {
-            writeln!(f, "{boot} {PENDING}")?;
+        for (boot, state) in &self.starts {
+            writeln!(f, "{boot} {state}")?;
         }
         Ok(())
     }
@@ -65,11 +69,11 @@ impl FromStr for Boots {
             let number = index + 1;
             let (boot, state) = line.split_once(' ').ok_or(number)?;
             let boot: BootId = boot.parse().map_err(|_bad_id| number)?;
-            match state {
-                CLAIMED if boots.pending.is_none() => boots.claimed.push(boot),
-                PENDING if boots.pending.is_none() => boots.pending = Some(boot),
-                _ => return Err(number),
-            }
+            let state = [CLAIMED, PENDING]
+                .into_iter()
+                .find(|known| *known == state)
+                .ok_or(number)?;
+            boots.starts.push((boot, state));
         }
         Ok(boots)
     }
@@ -98,10 +102,8 @@ mod tests {
     #[test]
     fn a_line_that_makes_no_sense_is_named() {
         let good = format!("{} claimed\n", boot(1));
-        let pending = format!("{} pending\n", boot(2));
         for (text, line) in [
             (format!("{good}garbage\n"), 2),
-            (format!("{good}{pending}{good}"), 3),
             (format!("{} maybe\n", boot(1)), 1),
         ] {
             assert_eq!(text.parse::<Boots>(), Err(line), "{text}");
@@ -109,13 +111,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_starts_are_kept() {
+    fn the_newest_starts_and_the_last_claimed_one_are_kept() {
         let mut boots = Boots::default();
-        for number in 0..40 {
+        boots.begin(boot(0));
+        boots.confirm(boot(0));
+        for number in 1..=200 {
             boots.begin(boot(number));
-            boots.confirm(boot(number));
         }
-        assert_eq!(boots.claimed.len(), KEPT);
-        assert_eq!(boots.last_claimed(), Some(boot(39)));
+        let all = boots.all();
+        assert_eq!(all.len(), KEPT + 1);
+        assert_eq!(all.first(), Some(&boot(0)));
+        assert_eq!(all.last(), Some(&boot(200)));
     }
 }

@@ -63,6 +63,23 @@ pub(super) fn read_text(path: &Path) -> Result<Option<Zeroizing<String>>, Folder
     }
 }
 
+/// Moves a file or folder into a folder, durably. What is not there was moved before.
+pub(super) fn move_into(path: &Path, folder: &Path) -> Result<(), FolderError> {
+    let Some(name) = path.file_name() else {
+        return Ok(());
+    };
+    let target = folder.join(name);
+    match fs::rename(path, &target) {
+        Ok(()) => sync_folder(&target).and_then(|()| sync_folder(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| FolderError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Makes a file that does not exist yet; its content is whole when its name appears.
 ///
 /// Of two processes that make the same file at once, one fails and changes nothing.

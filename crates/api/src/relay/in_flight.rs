@@ -1,18 +1,24 @@
 //! A request between its hold and its record. Every ending goes through one function.
 
+use std::borrow::Cow;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use sluice_accounting::Hold;
+use sluice_accounting::{Hold, Written};
 use sluice_domain::ports::Clock;
+use sluice_domain::quota::Amounts;
 use sluice_domain::record::{AttemptRecord, RequestEnd};
 use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::ClientGone;
 use sluice_domain::usage::{Basis, Ending, Owed, Stage, TokenUsage, charge};
 use sluice_protocol::output::OutputText;
 use sluice_protocol::{answer, tokens};
 use sluice_upstream_pool::{Attempts, ErrorClass, TargetInfo};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::app::App;
@@ -26,11 +32,15 @@ pub(crate) struct SideNotes {
     begun: Mutex<Option<AttemptRecord>>,
     /// Whether the answer is read on although the client has left.
     pub(crate) is_detached: AtomicBool,
+    /// Whether the upstream of the attempt wants streams read to their end.
+    drains: AtomicBool,
 }
 
 impl SideNotes {
     /// Notes the target of the attempt that begins now.
     pub(crate) fn attempt_begins(&self, target: &TargetInfo<'_>, at: UnixMillis) {
+        self.drains
+            .store(target.client_gone == ClientGone::Drain, Ordering::Relaxed);
         *self.begun.lock() = Some(AttemptRecord {
             upstream_id: target.upstream_id,
             upstream_key_id: target.upstream_key_id,
@@ -42,10 +52,15 @@ impl SideNotes {
         });
     }
 
+    /// Returns whether a stream is read to its end although its client has left.
+    pub(crate) fn drains(&self) -> bool {
+        self.drains.load(Ordering::Relaxed)
+    }
+
     /// Returns the attempt as one that had no result.
     fn unfinished(&self, now: UnixMillis, error: &'static str) -> Option<AttemptRecord> {
         self.begun.lock().take().map(|begun| AttemptRecord {
-            error: Some(error),
+            error: Some(Cow::Borrowed(error)),
             head_ms: now.since(begun.started_at),
             ..begun
         })
@@ -83,6 +98,8 @@ pub(crate) struct InFlight {
     pub(crate) usage: Option<TokenUsage>,
     /// What was relayed.
     pub(crate) output: Output,
+    /// Whether a stream was read to its end after its client had left.
+    pub(crate) is_drained: bool,
 }
 
 impl InFlight {
@@ -105,6 +122,7 @@ impl InFlight {
             attempts: Attempts::new(),
             usage: None,
             output: Output::None,
+            is_drained: false,
         }
     }
 
@@ -120,23 +138,59 @@ impl InFlight {
         self.duration_ms = self.first_event_ms;
     }
 
+    /// Returns whether the answer was read to its end.
+    fn is_complete(&self) -> bool {
+        self.is_drained || matches!(self.output, Output::Whole(_))
+    }
+
+    /// Returns whether the stream is read to its end although its client has left.
+    pub(crate) fn drains(&self) -> bool {
+        self.side.drains()
+    }
+
     /// Notes that the attempt whose answer had begun failed after all.
     pub(crate) fn attempt_failed(&mut self, class: ErrorClass) {
         if let Some(attempt) = self.attempts.last_mut() {
-            attempt.error.get_or_insert(class.as_str());
+            attempt.error.get_or_insert(Cow::Borrowed(class.as_str()));
         }
     }
 
     /// Ends the request: books what is owed, in the background when it must be counted first. Once it
     /// has ended, nothing more is booked.
-    pub(crate) fn end(&mut self, ending: Ending, status: u16, error_code: Option<&'static str>) {
-        let Some(hold) = self.hold.take() else { return };
+    ///
+    /// The last bytes of the answer leave when the returned future has resolved, so that an answer
+    /// which a client has seen complete is recorded exactly, whatever happens then. One that is not
+    /// complete waits for nothing.
+    pub(crate) fn end(
+        &mut self,
+        ending: Ending,
+        status: u16,
+        error_code: Option<&'static str>,
+    ) -> Booked {
+        let Some(hold) = self.hold.take() else {
+            return Booked::Done;
+        };
+        let booked = self.book(hold, ending, status, error_code);
+        if ending == Ending::Finished {
+            booked
+        } else {
+            Booked::Done
+        }
+    }
+
+    fn book(
+        &mut self,
+        hold: Hold,
+        ending: Ending,
+        status: u16,
+        error_code: Option<&'static str>,
+    ) -> Booked {
         if self.attempts.is_empty() {
             self.attempts
                 .extend(self.side.unfinished(self.app.clock.now(), ending.as_str()));
         }
         let owed = charge(ending, self.stage);
-        let reported = if ending == Ending::ClientLeft && matches!(self.output, Output::Whole(_)) {
+        let reported = if ending == Ending::ClientLeft && self.is_complete() {
             Basis::Drained
         } else {
             Basis::Reported
@@ -145,10 +199,10 @@ impl InFlight {
             ending,
             stage: self.stage,
             status,
-            error_code,
+            error_code: error_code.map(Cow::Borrowed),
             usage: self.usage.unwrap_or_default(),
             basis: reported,
-            quota_tokens: 0,
+            owed: Amounts::ZERO,
             first_event_ms: self.first_event_ms,
             duration_ms: self
                 .duration_ms
@@ -163,29 +217,29 @@ impl InFlight {
                 } else {
                     Basis::Unknown
                 };
-                self.post(hold, end);
+                self.post(hold, end)
             }
             (Owed::Nothing, Some(_)) => self.post(hold, end),
             (Owed::Input | Owed::InputAndOutput, Some(usage)) => {
-                end.quota_tokens = usage.total();
-                self.post(hold, end);
+                end.owed = Amounts::tokens(usage.total());
+                self.post(hold, end)
             }
             (Owed::Input | Owed::InputAndOutput, None) => {
                 end.basis = Basis::Counted;
-                self.count_and_post(hold, end, owed);
+                self.count_and_post(hold, end, owed)
             }
         }
     }
 
-    fn post(&self, hold: Hold, end: RequestEnd) {
+    fn post(&self, hold: Hold, end: RequestEnd) -> Booked {
         self.app
             .metrics
             .record_ended(end.ending, end.basis, &end.usage);
-        hold.post(end);
+        hold.post(end).map_or(Booked::Done, Booked::Written)
     }
 
     /// Counts away from the threads of the relay; the hold stays open until then.
-    fn count_and_post(&mut self, hold: Hold, mut end: RequestEnd, owed: Owed) {
+    fn count_and_post(&mut self, hold: Hold, mut end: RequestEnd, owed: Owed) -> Booked {
         let request = std::mem::take(&mut self.request);
         let output = if owed == Owed::Input {
             Output::None
@@ -193,6 +247,7 @@ impl InFlight {
             std::mem::take(&mut self.output)
         };
         let metrics = Arc::clone(&self.app.metrics);
+        let (counted, booked) = oneshot::channel();
         self.app.control.spawn_blocking(move || {
             if let Some(open) = hold.open() {
                 let model = end
@@ -206,10 +261,14 @@ impl InFlight {
                     Output::Whole(body) => answer::count_output(open.endpoint, body),
                 };
             }
-            end.quota_tokens = end.usage.total();
+            end.owed = Amounts::tokens(end.usage.total());
             metrics.record_ended(end.ending, end.basis, &end.usage);
-            hold.post(end);
+            if let Some(written) = hold.post(end) {
+                // Nobody may be waiting.
+                drop(counted.send(written));
+            }
         });
+        Booked::Counting(booked)
     }
 }
 
@@ -222,7 +281,40 @@ impl Drop for InFlight {
         } else {
             Ending::ClientLeft
         };
-        self.end(ending, CLIENT_LEFT, None);
+        drop(self.end(ending, CLIENT_LEFT, None));
+    }
+}
+
+/// Resolves when the record of a request is in the journal.
+#[must_use = "the last bytes of the answer wait for it"]
+pub(crate) enum Booked {
+    /// It is.
+    Done,
+    /// It is on its way.
+    Written(Written),
+    /// What is owed is being counted.
+    Counting(oneshot::Receiver<Written>),
+}
+
+impl Future for Booked {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match &mut *self {
+                Self::Done => return Poll::Ready(()),
+                Self::Written(written) => match Pin::new(written).poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(()) => *self = Self::Done,
+                },
+                Self::Counting(counting) => match Pin::new(counting).poll(cx) {
+                    Poll::Pending => return Poll::Pending,
+                    Poll::Ready(Ok(written)) => *self = Self::Written(written),
+                    // The count failed by a defect: its hold was booked when it was dropped.
+                    Poll::Ready(Err(_dropped)) => *self = Self::Done,
+                },
+            }
+        }
     }
 }
 

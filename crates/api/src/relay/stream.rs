@@ -2,6 +2,7 @@
 //! their last event leaves.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -9,39 +10,45 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Response};
 use http_body::Body as _;
+use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::stream::{
     self as protocol, StreamEnding, StreamFinish, StreamInspector, StreamOptions, StreamStep,
 };
 use sluice_upstream_pool::{AnswerKind, DispatchError, ErrorClass, UpstreamAnswer, UpstreamBody};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
-use crate::app::SignalWatch;
+use crate::app::{SignalWatch, Worker};
 use crate::body::AnswerBody;
 use crate::error::ApiError;
+use crate::server::CLIENT_LEFT;
 
 use super::RelayCall;
-use super::in_flight::{InFlight, Output};
+use super::in_flight::{Booked, InFlight, Output};
+use super::progress::Mark;
 use super::refusal::{ending_of, refusal};
-use super::whole;
+use super::whole::{self, Detach, ReadToEnd};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// The status of a stream whose head has left.
 const STREAMED: u16 = 200;
 
-type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> + Send>>;
 type Dispatching = Pin<Box<dyn Future<Output = Result<UpstreamAnswer, Box<DispatchError>>> + Send>>;
 
 /// Relays a call whose answer is a stream.
 ///
 /// The head waits for the first event, so that an early failure is still answered with its status;
 /// when that takes too long the head leaves with keep-alives, and the wait goes on behind it.
-pub(super) fn relay(call: RelayCall, in_flight: InFlight) -> Answering {
-    Box::pin(begin(call, in_flight))
+pub(super) fn relay(call: RelayCall, in_flight: InFlight) -> ReadToEnd {
+    let (side, worker) = (Arc::clone(&call.side), Arc::clone(&call.worker));
+    let work = Box::pin(begin(call, in_flight));
+    ReadToEnd::new(work, side, worker, Detach::WhereDrained)
 }
 
 async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<AnswerBody>, ApiError> {
-    let app = call.worker.app.clone();
+    let worker = Arc::clone(&call.worker);
+    let app = Arc::clone(&worker.app);
     let config = &app.config.relay;
     let options = StreamOptions {
         strip_usage: !call.wants_usage(),
@@ -50,6 +57,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     let inspector = StreamInspector::new(call.endpoint, options);
     let (endpoint, max_answer_bytes) = (call.endpoint, config.max_answer_bytes);
 
+    let mark = Mark::new(Arc::clone(&call.worker.board), call.request_id);
     in_flight.stage = Stage::Dispatched;
     // Declared after `in_flight`: when the client leaves, the upstream is closed before the booking.
     let mut dispatching: Dispatching = Box::pin(async move { call.dispatch().await });
@@ -66,15 +74,23 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
             in_flight.attempts = std::mem::take(&mut error.attempts);
             let ending = ending_of(error.class);
             let (answer, code) = refusal(*error);
-            in_flight.end(ending, answer.status.as_u16(), Some(code));
+            in_flight
+                .end(ending, answer.status.as_u16(), Some(code))
+                .await;
             return Err(answer);
         }
         Err(_head_wait_is_over) => Source::Waiting(dispatching),
     };
     let body = EventStream {
+        worker,
         source,
+        is_draining: false,
         inspector,
+        endpoint,
         in_flight: Some(in_flight),
+        mark,
+        booked: Booked::Done,
+        last: None,
         keep_alive: KeepAlive::new(config.keep_alive),
         ending: SignalWatch::new(&app.ending),
     };
@@ -102,9 +118,19 @@ enum Source {
 /// The body of a streamed answer. It owns the upstream's answer and the booking: when it is dropped
 /// the client has left, the upstream is closed, and what was read is booked.
 pub(crate) struct EventStream {
+    worker: Arc<Worker>,
     source: Source,
+    /// Whether the client has left and the stream is read on without it.
+    is_draining: bool,
     inspector: StreamInspector,
+    endpoint: Endpoint,
     in_flight: Option<InFlight>,
+    /// How far the answer has come, for the journal.
+    mark: Arc<Mark>,
+    /// What the last bytes wait for.
+    booked: Booked,
+    /// The last bytes.
+    last: Option<Bytes>,
     keep_alive: KeepAlive,
     /// Resolves when the process may wait no longer for open streams.
     ending: SignalWatch,
@@ -185,6 +211,10 @@ impl EventStream {
             && let Some(in_flight) = &mut self.in_flight
         {
             in_flight.stage = Stage::Relaying;
+            self.mark.relayed(
+                self.inspector.output().least_tokens(),
+                self.inspector.usage(),
+            );
         }
         match ending {
             None if forward.is_empty() => Progress::Again,
@@ -269,8 +299,62 @@ impl EventStream {
         if let Some(mut in_flight) = self.in_flight.take() {
             in_flight.usage = self.inspector.usage();
             in_flight.output = Output::Stream(self.inspector.take_output());
-            in_flight.end(ending, STREAMED, code);
+            self.mark.is_over();
+            if self.is_draining {
+                in_flight.is_drained = ending == Ending::Finished;
+                let ending = match ending {
+                    Ending::Finished => Ending::ClientLeft,
+                    other => other,
+                };
+                drop(in_flight.end(ending, CLIENT_LEFT, code));
+            } else {
+                self.booked = in_flight.end(ending, STREAMED, code);
+            }
         }
+    }
+
+    /// Moves everything out, for reading on without the client. What stays behind is over.
+    fn move_out(&mut self) -> Self {
+        let options = StreamOptions {
+            strip_usage: true,
+            max_event_bytes: 0,
+        };
+        Self {
+            worker: Arc::clone(&self.worker),
+            source: std::mem::replace(&mut self.source, Source::Over),
+            is_draining: true,
+            inspector: std::mem::replace(
+                &mut self.inspector,
+                StreamInspector::new(self.endpoint, options),
+            ),
+            endpoint: self.endpoint,
+            in_flight: self.in_flight.take(),
+            mark: Arc::clone(&self.mark),
+            booked: Booked::Done,
+            last: None,
+            keep_alive: KeepAlive::new(self.worker.app.config.relay.keep_alive),
+            ending: SignalWatch::new(&self.worker.app.ending),
+        }
+    }
+
+    /// Reads on without the client, for the provider's own numbers: bounded in time and bytes.
+    async fn drain(mut self, _permit: OwnedSemaphorePermit) {
+        let (time, max_bytes) = {
+            let config = &self.worker.app.config.relay;
+            (config.drain_time, config.drain_bytes)
+        };
+        let mut read = 0_usize;
+        let reading = async {
+            while let Some(bytes) = std::future::poll_fn(|cx| self.poll_event(cx)).await {
+                read = read.saturating_add(bytes.len());
+                if read > max_bytes {
+                    break;
+                }
+            }
+        };
+        // Whether it came to its end shows in whether it is booked.
+        let _elapsed = tokio::time::timeout(time, reading).await;
+        self.close(Ending::ClientLeft, None);
     }
 }
 
@@ -278,13 +362,21 @@ impl EventStream {
     /// Returns the next bytes for the client: whole events or a comment; `None` at the end.
     pub(crate) fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Option<Bytes>> {
         loop {
+            if Pin::new(&mut self.booked).poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            if let Some(last) = self.last.take() {
+                return Poll::Ready(Some(last));
+            }
             match self.advance(cx) {
-                Progress::Send(bytes) => {
+                Progress::Send(bytes) if matches!(self.booked, Booked::Done) => {
                     self.keep_alive.sent();
                     return Poll::Ready(Some(bytes));
                 }
-                Progress::Again => {}
-                Progress::End => return Poll::Ready(None),
+                Progress::Send(bytes) => self.last = Some(bytes),
+                Progress::End if matches!(self.booked, Booked::Done) => return Poll::Ready(None),
+                // The booking is waited for above.
+                Progress::End | Progress::Again => {}
                 Progress::Wait => break,
             }
         }
@@ -295,7 +387,8 @@ impl EventStream {
                 "The relay is stopping.",
             )
         {
-            return Poll::Ready(Some(event));
+            self.last = Some(event);
+            return self.poll_event(cx);
         }
         // Only whole events have been forwarded, so a comment may stand here.
         if self.keep_alive.poll_due(cx) {
@@ -307,18 +400,29 @@ impl EventStream {
 
     /// Returns whether nothing more comes.
     pub(crate) fn is_over(&self) -> bool {
-        matches!(self.source, Source::Over)
+        matches!((&self.source, &self.booked), (Source::Over, Booked::Done)) && self.last.is_none()
     }
 }
 
 impl Drop for EventStream {
     fn drop(&mut self) {
+        if self.in_flight.as_ref().is_some_and(InFlight::drains)
+            && !self.is_draining
+            && !std::thread::panicking()
+            && !self.worker.app.ending.is_given()
+            && let Some(permit) = self.worker.app.begin_drain()
+        {
+            let detached = self.worker.detached.clone();
+            detached.spawn(self.move_out().drain(permit));
+            return;
+        }
         let Some(mut in_flight) = self.in_flight.take() else {
             return;
         };
         // The upstream is closed first, then what was read is booked; dropping the request in
         // flight says why.
         self.source = Source::Over;
+        self.mark.is_over();
         in_flight.usage = self.inspector.usage();
         in_flight.output = Output::Stream(self.inspector.take_output());
         drop(in_flight);

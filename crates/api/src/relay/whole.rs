@@ -13,6 +13,7 @@ use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
 use sluice_upstream_pool::{Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError};
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::Worker;
 use crate::body::AnswerBody;
@@ -20,7 +21,7 @@ use crate::error::{ApiError, Code, Retry};
 use crate::server::CLIENT_LEFT;
 
 use super::RelayCall;
-use super::in_flight::{InFlight, Output, SideNotes};
+use super::in_flight::{Booked, InFlight, Output, SideNotes};
 use super::refusal::{ending_of, refusal};
 
 /// Relays a call whose answer is one document.
@@ -37,29 +38,29 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                 let body = answer.body.collect(call.max_answer_bytes()).await;
                 let wants_base64 = call.outline.wants_base64;
                 let is_detached = call.side.is_detached.load(Ordering::Relaxed);
-                book(
+                let (booked, answer) = book(
                     (answer.status, body),
                     &mut in_flight,
                     call.endpoint,
                     wants_base64,
                     is_detached,
-                )
+                );
+                booked.await;
+                answer
             }
             Err(mut error) => {
                 in_flight.attempts = std::mem::take(&mut error.attempts);
                 let ending = ending_of(error.class);
                 let (answer, code) = refusal(*error);
                 let is_detached = call.side.is_detached.load(Ordering::Relaxed);
-                in_flight.end(ending, status_for(is_detached, answer.status), Some(code));
+                in_flight
+                    .end(ending, status_for(is_detached, answer.status), Some(code))
+                    .await;
                 Err(answer)
             }
         }
     };
-    ReadToEnd {
-        work: Some(Box::pin(work)),
-        side,
-        worker,
-    }
+    ReadToEnd::new(Box::pin(work), side, worker, Detach::Always)
 }
 
 /// Hands out an answer in one piece although a stream was asked for.
@@ -71,13 +72,15 @@ pub(super) async fn finish(
 ) -> Result<Response<AnswerBody>, ApiError> {
     note_answer(&mut in_flight, answer.attempts, &answer.body);
     let body = answer.body.collect(max_bytes).await;
-    book(
+    let (booked, answer) = book(
         (answer.status, body),
         &mut in_flight,
         endpoint,
         false,
         false,
-    )
+    );
+    booked.await;
+    answer
 }
 
 fn note_answer(in_flight: &mut InFlight, attempts: Attempts, body: &UpstreamBody) {
@@ -96,18 +99,18 @@ fn book(
     endpoint: Endpoint,
     wants_base64: bool,
     is_detached: bool,
-) -> Result<Response<AnswerBody>, ApiError> {
+) -> (Booked, Result<Response<AnswerBody>, ApiError>) {
     let body = match body {
         Ok(body) => answer::trim(body),
         Err(error) => {
             in_flight.attempt_failed(error.class());
             let (ending, code, answer) = broken(error);
-            in_flight.end(
+            let booked = in_flight.end(
                 ending,
                 status_for(is_detached, answer.status),
                 Some(code.as_str()),
             );
-            return Err(answer);
+            return (booked, Err(answer));
         }
     };
     let facts = answer::inspect(endpoint, &body);
@@ -121,26 +124,26 @@ fn book(
         };
         let answer = ApiError::new(Code::UpstreamError, message);
         in_flight.attempt_failed(ErrorClass::Protocol);
-        in_flight.end(
+        let booked = in_flight.end(
             Ending::UpstreamFailed,
             status_for(is_detached, answer.status),
             Some("upstream_error"),
         );
-        return Err(answer);
+        return (booked, Err(answer));
     }
     in_flight.stage = Stage::Relaying;
     in_flight.output = Output::Whole(body.clone());
-    if is_detached {
-        in_flight.end(Ending::ClientLeft, CLIENT_LEFT, None);
+    let booked = if is_detached {
+        in_flight.end(Ending::ClientLeft, CLIENT_LEFT, None)
     } else {
-        in_flight.end(Ending::Finished, status.as_u16(), None);
-    }
+        in_flight.end(Ending::Finished, status.as_u16(), None)
+    };
     // Some SDKs decode what they asked for blindly and would take an array for nothing.
     let body = match (endpoint, wants_base64) {
         (Endpoint::Embeddings, true) => answer::embeddings_to_base64(&body).unwrap_or(body),
         _other => body,
     };
-    Ok(document(status, body))
+    (booked, Ok(document(status, body)))
 }
 
 fn document(status: StatusCode, body: Bytes) -> Response<AnswerBody> {
@@ -184,13 +187,57 @@ fn status_for(is_detached: bool, status: StatusCode) -> u16 {
     }
 }
 
-type Work = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> + Send>>;
+pub(super) type Work = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, ApiError>> + Send>>;
 
 /// Runs the work inside the request, and goes on as a task of its own when the request is dropped.
 pub(super) struct ReadToEnd {
     work: Option<Work>,
     side: Arc<SideNotes>,
     worker: Arc<Worker>,
+    detach: Detach,
+}
+
+/// Which work goes on when its client has left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detach {
+    /// A plain request: the provider bills it in any case.
+    Always,
+    /// A stream of an upstream that wants it read to its end, as long as there are not too many.
+    WhereDrained,
+}
+
+/// What becomes of work whose client has left.
+enum Leaving {
+    Ends,
+    GoesOn(Option<OwnedSemaphorePermit>),
+}
+
+impl ReadToEnd {
+    pub(super) fn new(
+        work: Work,
+        side: Arc<SideNotes>,
+        worker: Arc<Worker>,
+        detach: Detach,
+    ) -> Self {
+        Self {
+            work: Some(work),
+            side,
+            worker,
+            detach,
+        }
+    }
+
+    /// Says whether the work goes on without its client, and what is kept meanwhile.
+    fn leave(&self) -> Leaving {
+        match self.detach {
+            Detach::Always => Leaving::GoesOn(None),
+            Detach::WhereDrained if self.side.drains() => match self.worker.app.begin_drain() {
+                Some(permit) => Leaving::GoesOn(Some(permit)),
+                None => Leaving::Ends,
+            },
+            Detach::WhereDrained => Leaving::Ends,
+        }
+    }
 }
 
 impl Future for ReadToEnd {
@@ -215,9 +262,11 @@ impl Drop for ReadToEnd {
         if let Some(work) = self.work.take()
             && !std::thread::panicking()
             && !self.worker.app.ending.is_given()
+            && let Leaving::GoesOn(permit) = self.leave()
         {
             self.side.is_detached.store(true, Ordering::Relaxed);
             self.worker.detached.spawn(async move {
+                let _permit = permit;
                 // Nobody waits for the answer; the record is written inside.
                 if let Err(unseen) = work.await {
                     tracing::debug!(

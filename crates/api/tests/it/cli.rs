@@ -206,6 +206,11 @@ fn what_a_quickstart_makes_belongs_to_its_owner_alone() {
         .collect();
     assert!(names.len() >= 6, "{names:?}");
     for path in names {
+        let expected = if path.is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(mode(path.clone()), expected, "{}", path.display());
+    }
+    for segment in fs::read_dir(shell.path("sluice-data/journal")).unwrap() {
+        let path = segment.unwrap().path();
         assert_eq!(mode(path.clone()), 0o600, "{}", path.display());
     }
     running.stop();

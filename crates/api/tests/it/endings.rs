@@ -6,7 +6,7 @@ use sluice_domain::usage::{Basis, Ending};
 use sluice_storage::usage::StoredRecord;
 use sluice_testkit::{HttpClient, Quirk, Request, Script};
 
-use crate::deployment::{PATIENCE, Relay, chat, on_both_databases, streamed_chat};
+use crate::deployment::{Deployment, PATIENCE, Relay, chat, on_both_databases, streamed_chat};
 
 const PROMPT_WORDS: usize = 7;
 const ANSWER_WORDS: usize = 12;
@@ -21,6 +21,37 @@ async fn leave_after(relay: &Relay, events: usize) {
     for _ in 0..events {
         client.next_event().await.unwrap().unwrap();
     }
+}
+
+/// Adds an upstream that wants streams read to their end, at the same fake provider.
+fn with_draining_upstream(
+    mut deployment: Deployment,
+    settings: &[(&'static str, &str)],
+) -> Deployment {
+    let url = deployment.upstream.base_url();
+    let create = ["upstream", "create", "drained", "--kind", "compatible"];
+    deployment.run(&[&create[..], &["--url", &url, "--client-gone", "drain"]].concat());
+    deployment.run(&["route", "create", "drained-model", "--to", "drained"]);
+    for (name, value) in settings {
+        deployment.set(name, *value);
+    }
+    deployment
+}
+
+/// Begins a stream there and reads some events, or does not even wait for the head.
+async fn begin_drained(relay: &Relay, events: Option<usize>) -> HttpClient {
+    let mut body = streamed_chat(PROMPT_WORDS);
+    body["model"] = "drained-model".into();
+    let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let request = Request::post("/v1/chat/completions", &body).key(relay.key());
+    client.send(&request).await.unwrap();
+    if let Some(events) = events {
+        assert_eq!(client.read_head().await.unwrap().status, 200);
+        for _ in 0..events {
+            client.next_event().await.unwrap().unwrap();
+        }
+    }
+    client
 }
 
 fn assert_record(record: &StoredRecord, ending: Ending, basis: Basis, input: i64, output: i64) {
@@ -126,6 +157,49 @@ on_both_databases! {
         let served = &relay.upstream().wait_for_ends(1, PATIENCE).await[0];
         assert_record(&record, Ending::ClientLeft, Basis::Counted, served.input_tokens, 0);
         assert_eq!(record.attempts.len(), 1, "the attempt under way is recorded");
+    }
+
+    async fn a_stream_is_read_to_its_end_without_its_client_where_its_upstream_wants_that(deployment: Deployment) {
+        let relay = with_draining_upstream(deployment, &[]).start();
+        // At the first event, in the middle, and before anything came.
+        let slow = || Script::new().words(ANSWER_WORDS);
+        let pause = Duration::from_millis(300);
+        let scripts = [slow().pause_at(1, pause), slow().pause_at(6, pause), slow().head_delay(pause)];
+        for (number, (script, events)) in scripts.into_iter().zip([Some(1), Some(6), None]).enumerate() {
+            relay.upstream().script(script);
+            let client = begin_drained(&relay, events).await;
+            relay.upstream().wait_for(|served| served.len() == number + 1, PATIENCE).await;
+            drop(client);
+            let records = relay.deployment.wait_for_records(number + 1).await;
+            let served = &relay.upstream().wait_for_ends(number + 1, PATIENCE).await[number];
+            assert!(served.is_complete(), "{number}");
+            let record = &records[number];
+            assert_record(record, Ending::ClientLeft, Basis::Drained, served.input_tokens, served.output_tokens);
+            assert_eq!(served.output_tokens, i64::try_from(ANSWER_WORDS).unwrap());
+            assert_eq!(record.status, 499);
+        }
+    }
+
+    async fn reading_without_a_client_is_bounded(deployment: Deployment) {
+        let short = [("SLUICE_RELAY_DRAIN_TIME_MS", "300")];
+        let relay = with_draining_upstream(deployment, &short).start();
+        relay.upstream().script(Script::new().words(ANSWER_WORDS).stall_at(4, PATIENCE));
+        drop(begin_drained(&relay, Some(4)).await);
+        let record = relay.deployment.only_record().await;
+        let served = &relay.upstream().wait_for_ends(1, PATIENCE).await[0];
+        // As if it had been closed at once, with what was read until then.
+        assert_record(&record, Ending::ClientLeft, Basis::Counted, served.input_tokens, served.output_tokens);
+    }
+
+    async fn too_many_streams_without_clients_are_closed(deployment: Deployment) {
+        let none = [("SLUICE_RELAY_MAX_DRAINS", "0")];
+        let relay = with_draining_upstream(deployment, &none).start();
+        relay.upstream().script(Script::new().words(ANSWER_WORDS).stall_at(4, PATIENCE));
+        drop(begin_drained(&relay, Some(4)).await);
+        let left_at = relay.upstream().elapsed();
+        let served = &relay.upstream().wait_for_ends(1, PATIENCE).await[0];
+        let closed_after = served.peer_left_at().unwrap().saturating_sub(left_at);
+        assert!(closed_after < Duration::from_millis(200), "upstream closed after {closed_after:?}");
     }
 
     async fn a_plain_answer_is_read_to_its_end_although_the_client_has_left(deployment: Deployment) {

@@ -74,10 +74,17 @@ on_both_databases! {
     async fn a_spent_quota_is_refused_and_not_to_be_retried(deployment: Deployment) {
         let relay = deployment.start();
         relay.upstream().default_script(Script::new().words(10));
-        let key = relay.deployment.issue_key("small", &["--quota", "30"]);
-        // Each costs 3 + 1 + 2 + 3 tokens of input and 10 of output.
-        for _ in 0..2 {
-            assert_eq!(ask(&relay, &key).await.status(), 200);
+        let key = relay.deployment.issue_key("small", &["--quota", "60"]);
+        // Each costs 3 + 1 + 2 + 3 tokens of input and 10 of output. The model could answer with
+        // far more than the quota: the answer is limited to what is left.
+        for left in [60, 41] {
+            let answer = ask(&relay, &key).await;
+            assert_eq!(answer.status(), 200, "{}", answer.json());
+            let limit: i64 = answer.header("x-sluice-max-output-tokens").unwrap().parse().unwrap();
+            assert!((left - 15..=left - 9).contains(&limit), "{limit} of {left}");
+            let sent = relay.upstream().served().last().unwrap().body.clone();
+            let sent: serde_json::Value = serde_json::from_slice(&sent).unwrap();
+            assert_eq!(sent["max_completion_tokens"], limit);
         }
         let refused = ask(&relay, &key).await;
         assert_eq!(refused.status(), 429);

@@ -239,7 +239,8 @@ async fn open_streams_end_when_the_relay_stops() {
     assert!(error.is_none(), "{error:?}");
     let last = events.last().unwrap().json();
     assert_eq!(last["error"]["code"], "server_shutting_down");
-    assert!(relay.process.wait_exit(PATIENCE).success());
+    let status = relay.process.wait_exit(PATIENCE);
+    assert!(status.success(), "{status}: {}", relay.process.stderr());
     let record = relay.deployment.only_record().await;
     assert_eq!(record.ending, "shutdown");
     assert!(record.quota_tokens > 0, "what was relayed is charged");

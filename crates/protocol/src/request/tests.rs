@@ -261,6 +261,7 @@ fn a_body_without_changes_is_not_copied() {
         model: Some("m"),
         ask_for_usage: true,
         no_obfuscation: true,
+        max_output: None,
     };
     assert_eq!(rewrite(&body, &outline, &changes).as_ptr(), body.as_ptr());
 }
@@ -278,11 +279,43 @@ fn the_model_is_replaced_and_nothing_else() {
 }
 
 #[test]
+fn a_limit_of_the_output_replaces_every_one_there_is_or_is_added() {
+    let limit = |member| Changes {
+        max_output: Some(MaxOutput { tokens: 7, member }),
+        ..Changes::default()
+    };
+    for (member, body, expected) in [
+        (
+            MaxOutputMember::MaxTokens,
+            r#"{"model":"m"}"#,
+            r#"{"max_tokens":7,"model":"m"}"#,
+        ),
+        (
+            MaxOutputMember::MaxCompletionTokens,
+            r#"{"model":"m"}"#,
+            r#"{"max_completion_tokens":7,"model":"m"}"#,
+        ),
+        (
+            MaxOutputMember::MaxCompletionTokens,
+            r#"{"max_tokens": 500 ,"model":"m"}"#,
+            r#"{"max_tokens": 7 ,"model":"m"}"#,
+        ),
+        (
+            MaxOutputMember::MaxTokens,
+            r#"{"model":"m","max_completion_tokens":null,"max_tokens":9}"#,
+            r#"{"model":"m","max_completion_tokens":7,"max_tokens":7}"#,
+        ),
+    ] {
+        assert_eq!(rewritten(body, limit(member)), expected);
+    }
+}
+
+#[test]
 fn usage_is_asked_for_in_each_form_of_stream_options() {
     let both = Changes {
-        model: None,
         ask_for_usage: true,
         no_obfuscation: true,
+        ..Changes::default()
     };
     let usage = Changes {
         no_obfuscation: false,
@@ -525,10 +558,14 @@ proptest! {
     }
 
     #[test]
-    fn a_rewritten_body_differs_in_the_changed_values_only(body in any_body(), model in "[a-z\"\\\\]{1,9}", usage: bool, clear: bool) {
+    fn a_rewritten_body_differs_in_the_changed_values_only(body in any_body(), model in "[a-z\"\\\\]{1,9}", usage: bool, clear: bool, limit in prop::option::of((0_i64..9_999, any::<bool>()))) {
         let body = Bytes::from(body);
         if let Ok(read) = outline(&body, Endpoint::ChatCompletions) {
-            let changes = Changes { model: Some(&model), ask_for_usage: usage, no_obfuscation: clear };
+            let max_output = limit.map(|(tokens, new)| MaxOutput {
+                tokens,
+                member: if new { MaxOutputMember::MaxCompletionTokens } else { MaxOutputMember::MaxTokens },
+            });
+            let changes = Changes { model: Some(&model), ask_for_usage: usage, no_obfuscation: clear, max_output };
             let after = rewrite(&body, &read, &changes);
             let mut expected: Json = serde_json::from_slice(&body).unwrap();
             expected["model"] = json!(model);
@@ -541,6 +578,14 @@ proptest! {
                 }
                 if clear && expected["stream_options"].get("include_obfuscation").is_none() {
                     expected["stream_options"]["include_obfuscation"] = json!(false);
+                }
+            }
+            if let Some((tokens, new)) = limit {
+                let members = ["max_tokens", "max_completion_tokens"];
+                let there: Vec<&str> = members.into_iter().filter(|m| expected.get(m).is_some()).collect();
+                let set = if there.is_empty() { vec![members[usize::from(new)]] } else { there };
+                for member in set {
+                    expected[member] = json!(tokens);
                 }
             }
             prop_assert_eq!(serde_json::from_slice::<Json>(&after).unwrap(), expected);

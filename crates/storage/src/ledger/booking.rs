@@ -3,24 +3,25 @@
 use std::collections::BTreeMap;
 
 use sluice_domain::id::{InstanceId, TenantId};
-use sluice_domain::ports::Posted;
-use sluice_domain::quota::CounterBalance;
+use sluice_domain::ports::{PostMode, Posted};
+use sluice_domain::quota::{Amounts, CounterKey, Lease};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
-use super::counters::{BalanceRow, Booked, Counters};
+use super::counters::{Counter, Counters, Move};
 use super::kind::kinds;
-use super::sums::{self, Entries};
+use super::sums::{self, Charges, Entries};
 use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
-use crate::error::{Failure, corrupt};
+use crate::error::{Failure, corrupt, internal};
 use crate::group::{Group, Part};
 
 bulks! {
     ADD_TO_DAYS = "INSERT INTO rollup_daily (tenant_id, local_day, key_id, user_id, model, upstream_id, period, \
             statement_period, requests, failures, input_tokens, cached_input_tokens, \
-            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens) VALUES ",
-        16,
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, \
+            charge_nano, excess_tokens, excess_nano) VALUES ",
+        19,
         " ON CONFLICT (tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period) \
         DO UPDATE SET requests = rollup_daily.requests + excluded.requests, \
             failures = rollup_daily.failures + excluded.failures, \
@@ -29,11 +30,15 @@ bulks! {
             cache_write_input_tokens = rollup_daily.cache_write_input_tokens + excluded.cache_write_input_tokens, \
             output_tokens = rollup_daily.output_tokens + excluded.output_tokens, \
             reasoning_output_tokens = rollup_daily.reasoning_output_tokens + excluded.reasoning_output_tokens, \
-            quota_tokens = rollup_daily.quota_tokens + excluded.quota_tokens";
+            quota_tokens = rollup_daily.quota_tokens + excluded.quota_tokens, \
+            charge_nano = rollup_daily.charge_nano + excluded.charge_nano, \
+            excess_tokens = rollup_daily.excess_tokens + excluded.excess_tokens, \
+            excess_nano = rollup_daily.excess_nano + excluded.excess_nano";
     ADD_TO_MONTHS = "INSERT INTO rollup_monthly (tenant_id, period, key_id, user_id, model, upstream_id, \
             statement_period, requests, failures, input_tokens, cached_input_tokens, \
-            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens) VALUES ",
-        15,
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, \
+            charge_nano, excess_tokens, excess_nano) VALUES ",
+        18,
         " ON CONFLICT (tenant_id, period, key_id, user_id, model, upstream_id, statement_period) \
         DO UPDATE SET requests = rollup_monthly.requests + excluded.requests, \
             failures = rollup_monthly.failures + excluded.failures, \
@@ -42,7 +47,10 @@ bulks! {
             cache_write_input_tokens = rollup_monthly.cache_write_input_tokens + excluded.cache_write_input_tokens, \
             output_tokens = rollup_monthly.output_tokens + excluded.output_tokens, \
             reasoning_output_tokens = rollup_monthly.reasoning_output_tokens + excluded.reasoning_output_tokens, \
-            quota_tokens = rollup_monthly.quota_tokens + excluded.quota_tokens";
+            quota_tokens = rollup_monthly.quota_tokens + excluded.quota_tokens, \
+            charge_nano = rollup_monthly.charge_nano + excluded.charge_nano, \
+            excess_tokens = rollup_monthly.excess_tokens + excluded.excess_tokens, \
+            excess_nano = rollup_monthly.excess_nano + excluded.excess_nano";
 }
 
 /// What is added per batch.
@@ -51,19 +59,66 @@ static SUMS: Group = Group::new();
 /// Statement months by tenant and quota month.
 type StatementPeriods = BTreeMap<(Uuid, Month), i32>;
 
+/// Moves charges out of the leases that they were held in. More than a lease has is a defect.
+fn live_moves(counters: &[Counter], charges: &Charges) -> Result<Vec<Move>, Failure> {
+    let found = counters.iter().map(|counter| (counter.key(), *counter));
+    let found: BTreeMap<CounterKey, Counter> = found.collect();
+    let mut moves = Vec::with_capacity(counters.len());
+    for (key, charge) in charges {
+        let Some(counter) = found.get(key).copied() else {
+            if charge.leased.is_zero() {
+                continue;
+            }
+            return Err(internal("a charge was held in a counter that does not exist").into());
+        };
+        if !charge.leased.fits(counter.leased) {
+            return Err(internal("a charge is more than the lease that it was held in").into());
+        }
+        moves.push(Move {
+            counter,
+            used: charge.total,
+            held: charge.leased,
+        });
+    }
+    Ok(moves)
+}
+
+/// The leases that moves and what is in flight change, as they are afterwards.
+fn leases_after(moves: &[Move], in_flight: &[Lease]) -> Vec<Counter> {
+    let in_flight: BTreeMap<CounterKey, Amounts> = in_flight
+        .iter()
+        .map(|lease| (lease.key, lease.held))
+        .collect();
+    let changed = moves.iter().filter_map(|moved| {
+        let before = &moved.counter;
+        let mut after = *before;
+        let in_flight = in_flight.get(&after.key()).copied();
+        after.lease(
+            before.leased.minus(moved.held),
+            in_flight.unwrap_or(before.in_flight),
+        );
+        let is_changed = after.leased != before.leased || after.in_flight != before.in_flight;
+        is_changed.then_some(after)
+    });
+    changed.collect()
+}
+
 on_both! {
     /// Books records that must all be new.
     pub(crate) async fn book(
         &mut self,
         instance: InstanceId,
+        mode: PostMode,
         records: &[&NumberedRecord],
+        in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
         if records.is_empty() {
             return Ok(Posted::default());
         }
         let kinds = kinds(records.iter().copied());
-        let mut counters = self.counters_of(&sums::charges(&kinds), now).await?;
+        let charges = sums::charges(&kinds);
+        let counters = self.counters_of(instance, &charges, now).await?;
         let statement_periods = self.statement_periods(&counters).await?;
         let batch: Vec<Entries<'_>> = kinds
             .into_iter()
@@ -76,18 +131,34 @@ on_both! {
             })
             .collect();
         self.insert_records(instance, &batch).await?;
-        let counters = self.add_sums(&batch, &mut counters.booked).await?;
-        Ok(Posted { inserted: records.len(), counters })
+        let (moves, leases) = match mode {
+            PostMode::Live => {
+                let moves = live_moves(&counters.found, &charges)?;
+                let leases = leases_after(&moves, in_flight);
+                (moves, leases)
+            }
+            PostMode::Late => {
+                (self.late_moves(instance, &counters.found, &charges, now).await?, Vec::new())
+            }
+        };
+        self.add_sums(instance, &batch, &moves, &leases).await?;
+        Ok(Posted {
+            inserted: records.len(),
+            counters: moves.iter().map(Move::balance_after).collect(),
+        })
     }
 
-    /// Adds records to their counters and rollups; returns the new balances.
+    /// Adds records to their counters and rollups.
     async fn add_sums(
         &mut self,
+        instance: InstanceId,
         batch: &[Entries<'_>],
-        booked: &mut [Booked],
-    ) -> Result<Vec<CounterBalance>, Failure> {
+        moves: &[Move],
+        leases: &[Counter],
+    ) -> Result<(), Failure> {
         let rollups = sums::rollups(batch);
-        let counters = Self::add_charges(booked);
+        let counters = Self::move_charges(moves);
+        let leases = Self::set_leases(instance, leases);
         let days = Part::new(&ADD_TO_DAYS, &rollups.daily, |arguments, (key, sums)| {
             row!(
                 arguments,
@@ -106,7 +177,10 @@ on_both! {
                 sums.cache_write_input,
                 sums.output,
                 sums.reasoning_output,
-                sums.quota,
+                sums.charge.tokens,
+                sums.charge.nano,
+                sums.excess.tokens,
+                sums.excess.nano,
             )
         });
         let months = Part::new(&ADD_TO_MONTHS, &rollups.monthly, |arguments, (key, sums)| {
@@ -126,11 +200,14 @@ on_both! {
                 sums.cache_write_input,
                 sums.output,
                 sums.reasoning_output,
-                sums.quota,
+                sums.charge.tokens,
+                sums.charge.nano,
+                sums.excess.tokens,
+                sums.excess.nano,
             )
         });
-        let balances: Vec<BalanceRow> = self.fetch_group(&SUMS, [counters, days, months]).await?;
-        balances.into_iter().map(BalanceRow::balance).collect()
+        self.execute_group(&SUMS, [counters, leases, days, months]).await?;
+        Ok(())
     }
 
     /// Decides the statement month of quota months that are not their own: the oldest open one of

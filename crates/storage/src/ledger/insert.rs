@@ -1,34 +1,65 @@
 //! Inserts records with their attempts and details: those of one kind together.
 
 use sluice_domain::id::{InstanceId, UpstreamKeyId};
-use sluice_domain::record::{AttemptRecord, Caller, NumberedRecord, RequestEnd};
+use sluice_domain::record::{AttemptRecord, Caller, NumberedRecord, RequestEnd, UsageRecord};
 use uuid::Uuid;
 
 use super::kind::success;
 use super::sums::{Entries, stage_word};
+use crate::bulk::Bulk;
 use crate::dialect::Args;
 use crate::error::Failure;
 use crate::group::{Group, Part};
 use crate::text::{Words, clean};
+
+/// The statement for records of one kind: a value that is bound costs more than all else that a
+/// column does, so columns that are often equal stand on either side.
+macro_rules! insert_kind {
+    ($shared:literal, $placeholders:literal, $own:literal) => {
+        concat!(
+            "INSERT INTO usage_records (instance_id, tenant_id, user_id, key_id, period, statement_period, \
+                local_day, endpoint, streams, requested_model, upstream_id, upstream_model, upstream_key_id, \
+                attempt_count, attempt_status, ending, stage, status, error_code, basis, excess_tokens, excess_nano",
+            $shared,
+            ", request_id, post_no, started_at_ms, attempt_started_at_ms, attempt_head_ms, input_tokens, \
+                output_tokens, quota_tokens, first_event_ms, duration_ms",
+            $own,
+            ") SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?",
+            $placeholders,
+            ", r.* FROM (VALUES "
+        )
+    };
+}
 
 bulks! {
     INSERT_RECORDS = "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, period, \
             statement_period, local_day, started_at_ms, endpoint, streams, requested_model, upstream_id, \
             upstream_model, upstream_key_id, attempt_count, attempt_status, attempt_started_at_ms, \
             attempt_head_ms, ending, stage, status, error_code, basis, input_tokens, cached_input_tokens, \
-            cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, first_event_ms, \
-            duration_ms) VALUES ",
-        33,
+            cache_write_input_tokens, output_tokens, reasoning_output_tokens, bound_tokens, bound_nano, \
+            quota_tokens, charge_nano, excess_tokens, excess_nano, first_event_ms, duration_ms) VALUES ",
+        38,
         " ON CONFLICT DO NOTHING";
-    /// Records of one kind: a value that is bound costs more than all else that a column does.
-    INSERT_KIND = "INSERT INTO usage_records (instance_id, tenant_id, user_id, key_id, period, statement_period, \
-            local_day, endpoint, streams, requested_model, upstream_id, upstream_model, upstream_key_id, \
-            attempt_count, attempt_status, ending, stage, status, error_code, basis, \
-            request_id, post_no, started_at_ms, attempt_started_at_ms, attempt_head_ms, input_tokens, \
-            cached_input_tokens, cache_write_input_tokens, output_tokens, reasoning_output_tokens, \
-            quota_tokens, first_event_ms, duration_ms) \
-        SELECT ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, r.* FROM (VALUES ",
+    INSERT_KIND = insert_kind!(
+            "",
+            "",
+            ", cached_input_tokens, cache_write_input_tokens, reasoning_output_tokens, bound_tokens, bound_nano, charge_nano"
+        ),
+        16,
+        ") AS r WHERE TRUE ON CONFLICT DO NOTHING";
+    INSERT_KIND_OF_CLASSES = insert_kind!(
+            ", cached_input_tokens, cache_write_input_tokens, reasoning_output_tokens",
+            ", ?, ?, ?",
+            ", bound_tokens, bound_nano, charge_nano"
+        ),
         13,
+        ") AS r WHERE TRUE ON CONFLICT DO NOTHING";
+    INSERT_KIND_OF_TERMS = insert_kind!(
+            ", cached_input_tokens, cache_write_input_tokens, reasoning_output_tokens, bound_tokens, bound_nano, charge_nano",
+            ", ?, ?, ?, ?, ?, ?",
+            ""
+        ),
+        10,
         ") AS r WHERE TRUE ON CONFLICT DO NOTHING";
     INSERT_FAILED_ATTEMPTS = "INSERT INTO failed_attempts (request_id, n, upstream_id, upstream_key_id, upstream_model, status, error, \
             started_at_ms, head_ms) VALUES ",
@@ -45,16 +76,73 @@ bulks! {
 
 /// What is inserted for records of many kinds.
 static RECORDS: Group = Group::new();
-/// What is inserted for records of one kind, from many callers and from one.
-static KIND: Group = Group::new();
-static KIND_OF_ONE: Group = Group::new();
+/// What records of one kind have in common beyond it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shape {
+    /// Nothing.
+    Varied,
+    /// Tokens of the rarer classes: mostly none.
+    Classes,
+    /// These, what was held, and the money that is charged: mostly where there are no prices.
+    Terms,
+}
+
+impl Shape {
+    fn of(records: &[&NumberedRecord]) -> Self {
+        let classes = |record: &UsageRecord| {
+            let usage = &record.end.usage;
+            (
+                usage.cached_input,
+                usage.cache_write_input,
+                usage.reasoning_output,
+            )
+        };
+        let terms = |record: &UsageRecord| (record.open.hold.bound, record.charge().nano);
+        let Some((first, rest)) = records.split_first() else {
+            return Self::Varied;
+        };
+        if rest
+            .iter()
+            .any(|other| classes(&other.record) != classes(&first.record))
+        {
+            Self::Varied
+        } else if rest
+            .iter()
+            .any(|other| terms(&other.record) != terms(&first.record))
+        {
+            Self::Classes
+        } else {
+            Self::Terms
+        }
+    }
+
+    const fn shares_classes(self) -> bool {
+        !matches!(self, Self::Varied)
+    }
+
+    const fn shares_terms(self) -> bool {
+        matches!(self, Self::Terms)
+    }
+
+    /// Returns the statement, and the group that it stands in when all callers are one or many.
+    fn statement(self, is_one_caller: bool) -> (&'static Bulk, &'static Group) {
+        static MANY: [Group; 3] = [Group::new(), Group::new(), Group::new()];
+        static ONE: [Group; 3] = [Group::new(), Group::new(), Group::new()];
+        let [varied, classes, terms] = if is_one_caller { &ONE } else { &MANY };
+        match self {
+            Self::Varied => (&INSERT_KIND, varied),
+            Self::Classes => (&INSERT_KIND_OF_CLASSES, classes),
+            Self::Terms => (&INSERT_KIND_OF_TERMS, terms),
+        }
+    }
+}
 
 /// Records of one kind that are worth statements of their own: with fewer, a call of SQLite costs
 /// more than the binds that it saves.
 const KIND_FROM: usize = 32;
 
 /// A failed attempt: its request, its place, what happened.
-type Failed<'r> = (Uuid, i32, &'r AttemptRecord, &'static str);
+type Failed<'r> = (Uuid, i32, &'r AttemptRecord, &'r str);
 
 /// The attempts that failed; one that succeeded stands in the record itself.
 fn failed_attempts<'r>(records: impl Iterator<Item = &'r NumberedRecord>) -> Vec<Failed<'r>> {
@@ -63,7 +151,9 @@ fn failed_attempts<'r>(records: impl Iterator<Item = &'r NumberedRecord>) -> Vec
             let request = numbered.record.open.request_id.as_uuid();
             (1_i32..)
                 .zip(&numbered.record.end.attempts)
-                .filter_map(move |(n, attempt)| Some((request, n, attempt, attempt.error?)))
+                .filter_map(move |(n, attempt)| {
+                    Some((request, n, attempt, attempt.error.as_deref()?))
+                })
         })
         .collect()
 }
@@ -106,7 +196,16 @@ on_both! {
         let details = details(entries.records.iter().copied());
         let expected = entries.records.len() + failed.len() + details.len();
         let (open, end) = (&entries.sample.open, &entries.sample.end);
-        let attempt = entries.last_attempt();
+        let (attempt, excess) = (entries.last_attempt(), entries.sample.excess());
+        let shape = Shape::of(&entries.records);
+        let bind_classes = |arguments: &mut Args<Self>, record: &UsageRecord| {
+            let usage = &record.end.usage;
+            row!(arguments, usage.cached_input, usage.cache_write_input, usage.reasoning_output)
+        };
+        let bind_terms = |arguments: &mut Args<Self>, record: &UsageRecord| {
+            let bound = record.open.hold.bound;
+            row!(arguments, bound.tokens, bound.nano, record.charge().nano)
+        };
         let share = |arguments: &mut Args<Self>| {
             row!(
                 arguments,
@@ -128,11 +227,23 @@ on_both! {
                 end.ending.as_str(),
                 stage_word(end.stage),
                 i32::from(end.status),
-                end.error_code,
+                end.error_code.as_deref(),
                 end.basis.as_str(),
-            )
+                excess.tokens,
+                excess.nano,
+            )?;
+            if shape.shares_classes() {
+                bind_classes(arguments, entries.sample)?;
+            }
+            if shape.shares_terms() {
+                bind_terms(arguments, entries.sample)?;
+            }
+            Ok(())
         };
-        let records = Part::sharing(&INSERT_KIND, &entries.records, share, |arguments, numbered| {
+        let one = details.first().map(|(_, caller)| *caller);
+        let one = one.filter(|one| details.iter().all(|(_, caller)| caller == one));
+        let (insert, group) = shape.statement(one.is_some());
+        let records = Part::sharing(insert, &entries.records, share, |arguments, numbered| {
             let (record, end) = (&numbered.record, &numbered.record.end);
             let success = success(record);
             row!(
@@ -143,26 +254,28 @@ on_both! {
                 success.map(|attempt| attempt.started_at.0),
                 success.map(|attempt| attempt.head_ms),
                 end.usage.input,
-                end.usage.cached_input,
-                end.usage.cache_write_input,
                 end.usage.output,
-                end.usage.reasoning_output,
-                end.quota_tokens,
+                record.charge().tokens,
                 end.first_event_ms,
                 end.duration_ms,
-            )
+            )?;
+            if !shape.shares_classes() {
+                bind_classes(arguments, record)?;
+            }
+            if !shape.shares_terms() {
+                bind_terms(arguments, record)?;
+            }
+            Ok(())
         });
-        let one = details.first().map(|(_, caller)| *caller);
-        let (group, details) = if let Some(one) = one && details.iter().all(|(_, caller)| *caller == one) {
+        let details = if let Some(one) = one {
             let share = |arguments: &mut Args<Self>| {
                 row!(arguments, one.ip.map(|ip| ip.to_string()), one.user_agent.as_ref().map(clean))
             };
-            let part = Part::sharing(&INSERT_DETAILS_OF_ONE, &details, share, |arguments, (request, _)| {
+            Part::sharing(&INSERT_DETAILS_OF_ONE, &details, share, |arguments, (request, _)| {
                 row!(arguments, *request)
-            });
-            (&KIND_OF_ONE, part)
+            })
         } else {
-            (&KIND, Self::details_part(&details))
+            Self::details_part(&details)
         };
         let mut errors = Words::default();
         let parts = [records, Self::failed_part(&failed, &mut errors), details];
@@ -191,6 +304,8 @@ on_both! {
             let (open, end) = (&numbered.record.open, &numbered.record.end);
             let attempt = end.attempts.last();
             let success = success(&numbered.record);
+            let (bound, charge) = (open.hold.bound, numbered.record.charge());
+            let excess = numbered.record.excess();
             row!(
                 arguments,
                 open.request_id.as_uuid(),
@@ -216,14 +331,19 @@ on_both! {
                 words.share(end.ending.as_str()),
                 words.share(stage_word(end.stage)),
                 i32::from(end.status),
-                end.error_code.map(|code| words.share(code)),
+                end.error_code.as_deref().map(|code| words.share(code)),
                 words.share(end.basis.as_str()),
                 end.usage.input,
                 end.usage.cached_input,
                 end.usage.cache_write_input,
                 end.usage.output,
                 end.usage.reasoning_output,
-                end.quota_tokens,
+                bound.tokens,
+                bound.nano,
+                charge.tokens,
+                charge.nano,
+                excess.tokens,
+                excess.nano,
                 end.first_event_ms,
                 end.duration_ms,
             )

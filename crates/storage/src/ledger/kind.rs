@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
-use sluice_domain::quota::Payer;
+use sluice_domain::quota::{Amounts, Payer, ScopeSet};
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::route::Endpoint;
 use sluice_domain::time::{LocalDay, Month};
@@ -29,8 +29,11 @@ struct Common<'r> {
     ending: Ending,
     stage: Stage,
     status: u16,
-    error_code: Option<&'static str>,
+    error_code: Option<&'r str>,
     basis: Basis,
+    leased: ScopeSet,
+    /// Nearly always nothing.
+    excess: Amounts,
 }
 
 impl Hash for Common<'_> {
@@ -65,8 +68,10 @@ impl<'r> Common<'r> {
             ending: end.ending,
             stage: end.stage,
             status: end.status,
-            error_code: end.error_code,
+            error_code: end.error_code.as_deref(),
             basis: end.basis,
+            leased: open.hold.leased,
+            excess: record.excess(),
         }
     }
 }

@@ -5,10 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluice_domain::id::{TenantId, UpstreamId};
-use sluice_domain::quota::Scope;
+use sluice_domain::id::UpstreamId;
+use sluice_domain::quota::{Amounts, CounterKey};
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
-use sluice_domain::time::Month;
 use sluice_domain::usage::{Ending, Stage};
 use uuid::Uuid;
 
@@ -60,23 +59,31 @@ pub(crate) const fn stage_word(stage: Stage) -> &'static str {
 }
 
 /// What one counter is charged.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Charge {
-    pub(crate) tenant_id: TenantId,
-    pub(crate) tokens: i64,
+    /// All of it.
+    pub(crate) total: Amounts,
+    /// The part that was held in the lease of the instance.
+    pub(crate) leased: Amounts,
 }
 
-/// Charges by scope and month.
-pub(crate) type Charges = BTreeMap<(Scope, Month), Charge>;
+/// Charges by counter, in the order in which counters are locked.
+pub(crate) type Charges = BTreeMap<CounterKey, Charge>;
 
-/// Sums the charges of records. An overflow becomes an amount that no counter takes.
+/// Adds without the bounds of [`Amounts::plus`]: an overflow must become an amount that no column
+/// takes.
+pub(crate) fn add(sum: Amounts, more: Amounts) -> Amounts {
+    sum.zip(more, i64::saturating_add)
+}
+
+/// Sums the charges of records.
 pub(crate) fn charges(kinds: &[Kind<'_>]) -> Charges {
     let mut charges = Charges::new();
     for kind in kinds {
-        let tokens = kind.records.iter().fold(0_i64, |sum, numbered| {
-            sum.saturating_add(numbered.record.end.quota_tokens)
+        let sum = kind.records.iter().fold(Amounts::ZERO, |sum, numbered| {
+            add(sum, numbered.record.charge())
         });
-        charge(&mut charges, kind.sample, tokens);
+        charge(&mut charges, kind.sample, sum);
     }
     charges
 }
@@ -84,20 +91,18 @@ pub(crate) fn charges(kinds: &[Kind<'_>]) -> Charges {
 /// Returns the charges of one record.
 pub(crate) fn charges_of(record: &UsageRecord) -> Charges {
     let mut charges = Charges::new();
-    charge(&mut charges, record, record.end.quota_tokens);
+    charge(&mut charges, record, record.charge());
     charges
 }
 
-fn charge(charges: &mut Charges, sample: &UsageRecord, tokens: i64) {
-    let payer = &sample.open.payer;
-    for scope in payer.scopes() {
-        let charge = charges
-            .entry((scope, sample.open.period))
-            .or_insert(Charge {
-                tenant_id: payer.tenant_id,
-                tokens: 0,
-            });
-        charge.tokens = charge.tokens.saturating_add(tokens);
+fn charge(charges: &mut Charges, sample: &UsageRecord, amount: Amounts) {
+    let open = &sample.open;
+    for key in open.payer.counters(open.period) {
+        let charge = charges.entry(key).or_default();
+        charge.total = add(charge.total, amount);
+        if open.hold.leased.contains(key.scope.kind) {
+            charge.leased = add(charge.leased, amount);
+        }
     }
 }
 
@@ -136,7 +141,8 @@ pub(crate) struct Sums {
     pub(crate) cache_write_input: i64,
     pub(crate) output: i64,
     pub(crate) reasoning_output: i64,
-    pub(crate) quota: i64,
+    pub(crate) charge: Amounts,
+    pub(crate) excess: Amounts,
 }
 
 impl Sums {
@@ -151,7 +157,8 @@ impl Sums {
             cache_write_input: usage.cache_write_input,
             output: usage.output,
             reasoning_output: usage.reasoning_output,
-            quota: end.quota_tokens,
+            charge: record.charge(),
+            excess: record.excess(),
         }
     }
 
@@ -165,10 +172,11 @@ impl Sums {
             (&mut self.cache_write_input, other.cache_write_input),
             (&mut self.output, other.output),
             (&mut self.reasoning_output, other.reasoning_output),
-            (&mut self.quota, other.quota),
         ] {
             *sum = sum.saturating_add(more);
         }
+        self.charge = add(self.charge, other.charge);
+        self.excess = add(self.excess, other.excess);
     }
 }
 

@@ -1,7 +1,7 @@
 use sluice_domain::id::{TenantId, UpstreamId, uuid_v7};
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{Deadlines, ProviderKind};
+use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind};
 
 use super::*;
 
@@ -13,6 +13,7 @@ fn upstream(tenant: Option<u8>, kind: ProviderKind, url: &str) -> Upstream {
         kind,
         base_url: Some(url.parse().unwrap()),
         deadlines: Deadlines::default(),
+        client_gone: ClientGone::default(),
         state: EntityState::Active,
         created_at: UnixMillis(0),
     }

@@ -8,8 +8,10 @@ use sluice_domain::id::{
     BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
 };
 use sluice_domain::key::{KeyHash, ProxyKey, import_key};
-use sluice_domain::ports::{Guard, LedgerStore};
-use sluice_domain::quota::{Payer, Scope, ScopeKind};
+use sluice_domain::ports::{Guard, LeaseChange, LedgerStore, LockedCounter, StoreError};
+use sluice_domain::quota::{
+    Amounts, CounterBalance, CounterKey, HoldTerms, Payer, Scope, ScopeKind, ScopeSet,
+};
 use sluice_domain::record::{
     AttemptRecord, Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord,
 };
@@ -28,6 +30,20 @@ use uuid::Uuid;
 pub(crate) const NOW: UnixMillis = UnixMillis(1_795_000_000_000);
 
 static NUMBER: AtomicU64 = AtomicU64::new(1);
+
+/// The tables of the ledger.
+const LEDGER: [&str; 10] = [
+    "instances",
+    "leases",
+    "counters",
+    "usage_records",
+    "failed_attempts",
+    "record_details",
+    "rollup_daily",
+    "rollup_monthly",
+    "ledger_entries",
+    "quarantine",
+];
 
 /// Returns a new id, later than all before.
 pub(crate) fn id() -> Uuid {
@@ -247,12 +263,119 @@ impl Database {
         Account { tenant, user, key }
     }
 
+    /// Changes the leases of an instance by so much in each of the counters.
+    pub(crate) async fn lease(
+        &self,
+        guard: &mut Guard,
+        counters: &[CounterKey],
+        delta: Amounts,
+    ) -> Vec<LockedCounter> {
+        let moved = self.try_lease(*guard, counters, delta).await.unwrap();
+        guard.seq += 1;
+        moved
+    }
+
+    pub(crate) async fn try_lease(
+        &self,
+        guard: Guard,
+        counters: &[CounterKey],
+        delta: Amounts,
+    ) -> Result<Vec<LockedCounter>, StoreError> {
+        let change = LeaseChange {
+            delta,
+            recall: None,
+        };
+        let policy = |rows: &[LockedCounter], _live: u32| vec![change; rows.len()];
+        self.storage
+            .move_leases(guard, counters, &policy, NOW)
+            .await
+    }
+
+    pub(crate) async fn balance(&self, counter: CounterKey) -> CounterBalance {
+        let found = self.storage.load_counters(&[counter]).await.unwrap();
+        assert_eq!(found.len(), 1);
+        found[0]
+    }
+
+    /// Returns the rules that are broken, without warnings.
+    pub(crate) async fn faults(&self) -> Vec<&'static str> {
+        let findings = self.storage.verify_ledger(NOW).await.unwrap();
+        let mut faults: Vec<&str> = findings
+            .iter()
+            .filter(|finding| !finding.is_warning())
+            .map(|finding| finding.id)
+            .collect();
+        faults.dedup();
+        faults
+    }
+
+    /// Checks the identities of the ledger that must hold in every snapshot.
+    pub(crate) async fn check(&self) {
+        let findings = self.storage.verify_ledger(NOW).await.unwrap();
+        let faults: Vec<String> = findings
+            .iter()
+            .filter(|finding| !finding.is_warning())
+            .map(ToString::to_string)
+            .collect();
+        assert!(faults.is_empty(), "{faults:#?}");
+    }
+
+    /// Lets records and entries be changed by hand.
+    pub(crate) async fn unprotect(&self) {
+        for (table, triggers) in [
+            (
+                "usage_records",
+                ["usage_records_no_update", "usage_records_no_delete"],
+            ),
+            (
+                "ledger_entries",
+                ["ledger_entries_no_update", "ledger_entries_no_delete"],
+            ),
+        ] {
+            if self.is_sqlite() {
+                for trigger in triggers {
+                    self.execute(&format!("DROP TRIGGER {trigger}"))
+                        .await
+                        .unwrap();
+                }
+            } else {
+                self.execute(&format!("DROP TRIGGER {table}_no_change ON {table}"))
+                    .await
+                    .unwrap();
+            }
+        }
+    }
+
+    /// Keeps the ledger as it is now, for [`Self::go_back`].
+    pub(crate) async fn keep(&self) {
+        for table in LEDGER {
+            self.execute(&format!(
+                "CREATE TABLE kept_{table} AS SELECT * FROM {table}"
+            ))
+            .await
+            .unwrap();
+        }
+    }
+
+    /// Makes the ledger what it was, as a database does that lost its last transactions.
+    pub(crate) async fn go_back(&self) {
+        self.unprotect().await;
+        for table in LEDGER {
+            for sql in [
+                format!("DELETE FROM {table}"),
+                format!("INSERT INTO {table} SELECT * FROM kept_{table}"),
+            ] {
+                self.execute(&sql).await.unwrap();
+            }
+        }
+    }
+
     /// Returns a claimed instance.
     pub(crate) async fn instance(&self) -> Guard {
         let (instance_id, boot_id) = (InstanceId::from_uuid(id()), BootId::from_uuid(id()));
         let row = self
             .storage
-            .claim_instance(instance_id, None, boot_id, NOW)
+            .claim_instance(instance_id, &[], boot_id, NOW)
             .await
             .unwrap();
         Guard {
@@ -287,6 +410,15 @@ impl Account {
         Scope { kind, id }
     }
 
+    /// Returns its counter in the month of [`NOW`].
+    pub(crate) fn counter(&self, kind: ScopeKind) -> CounterKey {
+        CounterKey {
+            tenant_id: self.tenant.id,
+            scope: self.scope(kind),
+            month: TimeZone::utc().period_of(NOW).month,
+        }
+    }
+
     /// Returns records with dense numbers.
     pub(crate) fn records(&self, first: i64, count: i64) -> Vec<NumberedRecord> {
         (first..first + count)
@@ -294,7 +426,24 @@ impl Account {
             .collect()
     }
 
-    /// Returns a record that charges 30 tokens.
+    /// Returns records as [`Self::records`] does, held in leases of these scopes.
+    pub(crate) fn held_records(
+        &self,
+        first: i64,
+        count: i64,
+        scopes: &[ScopeKind],
+    ) -> Vec<NumberedRecord> {
+        let mut records = self.records(first, count);
+        let leased = scopes
+            .iter()
+            .fold(ScopeSet::default(), |set, kind| set.with(*kind));
+        for numbered in &mut records {
+            numbered.record.open.hold.leased = leased;
+        }
+        records
+    }
+
+    /// Returns a record that charges 30 tokens and 300 billionths, held in no lease.
     pub(crate) fn record(&self, post_no: i64) -> NumberedRecord {
         let zone = TimeZone::utc();
         let model: Arc<str> = Arc::from("gpt-4o");
@@ -310,6 +459,14 @@ impl Account {
                     endpoint: Endpoint::ChatCompletions,
                     streams: true,
                     requested_model: Arc::clone(&model),
+                    hold: HoldTerms {
+                        bound: Amounts {
+                            tokens: 100,
+                            nano: 1_000,
+                        },
+                        leased: ScopeSet::default(),
+                        input_estimate: 20,
+                    },
                     caller: Caller {
                         ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
                         user_agent: Some(Arc::from("curl/8")),
@@ -327,7 +484,10 @@ impl Account {
                         ..TokenUsage::default()
                     },
                     basis: Basis::Reported,
-                    quota_tokens: 30,
+                    owed: Amounts {
+                        tokens: 30,
+                        nano: 300,
+                    },
                     first_event_ms: Some(7),
                     duration_ms: 9,
                     attempts: smallvec::smallvec![AttemptRecord {
@@ -373,5 +533,13 @@ pub(crate) fn new_key(user: &User, text: &str) -> NewProxyKey {
         quota_tokens: None,
         state: EntityState::Active,
         now: NOW,
+    }
+}
+
+/// Returns amounts with ten times as many billionths as tokens, as records of [`Account`] have them.
+pub(crate) fn tenfold(tokens: i64) -> Amounts {
+    Amounts {
+        tokens,
+        nano: tokens * 10,
     }
 }

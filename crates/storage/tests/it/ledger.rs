@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
 use sluice_domain::id::{BootId, InstanceId, RequestId, TenantId};
-use sluice_domain::ports::{Guard, LedgerStore, StoreError};
-use sluice_domain::quota::ScopeKind;
+use sluice_domain::ports::{Guard, InstanceState, LedgerStore, PostMode, StoreError};
+use sluice_domain::quota::{CounterKey, ScopeKind};
 use sluice_domain::record::NumberedRecord;
-use sluice_domain::time::{Month, TimeZone};
+use sluice_domain::time::{LocalDay, Month, TimeZone};
 use sluice_domain::usage::MAX_AMOUNT;
 
 use crate::fixture::{Account, Database, NOW, id};
@@ -16,7 +16,7 @@ fn month() -> Month {
 async fn post(database: &Database, guard: &mut Guard, records: &[NumberedRecord]) -> usize {
     let posted = database
         .storage
-        .post_batch(*guard, records, NOW)
+        .post_batch(*guard, PostMode::Live, records, &[], NOW)
         .await
         .unwrap();
     guard.seq += 1;
@@ -57,6 +57,7 @@ async fn check_sums(database: &Database) {
     let numbers =
         "SELECT COUNT(*) FROM instances WHERE posted_rows + quarantined_rows <> posted_no";
     assert_eq!(database.number(numbers).await, 0, "every number is a row");
+    database.check().await;
 }
 
 async fn a_batch_moves_everything_once(database: &Database) {
@@ -89,9 +90,9 @@ async fn a_batch_moves_everything_once(database: &Database) {
     assert_eq!((row.posted_no, row.seq), (320, guard.seq));
     let balance = database
         .storage
-        .load_counters(&[account.scope(ScopeKind::Tenant)], month())
+        .load_counters(&[account.counter(ScopeKind::Tenant)])
         .await;
-    assert_eq!(balance.unwrap()[0].used_tokens, 320 * 30);
+    assert_eq!(balance.unwrap()[0].used.tokens, 320 * 30);
 }
 
 /// Each row of the ledger without what tells requests apart, in words of both databases.
@@ -125,6 +126,11 @@ async fn rows(database: &Database, first: i64, last: i64) -> Vec<String> {
         "r.output_tokens",
         "r.reasoning_output_tokens",
         "r.quota_tokens",
+        "r.bound_tokens",
+        "r.bound_nano",
+        "r.charge_nano",
+        "r.excess_tokens",
+        "r.excess_nano",
         "r.first_event_ms",
         "r.duration_ms",
         "d.ip",
@@ -153,8 +159,16 @@ async fn records_of_one_kind_are_stored_as_each_alone_would_be(database: &Databa
     const COUNT: i64 = 40;
     let account = database.account("acme").await;
     let mut guard = database.instance().await;
-    // What may differ within a kind does, with an agent for all and with several.
-    for agents in [1, 3] {
+    // What may differ within a kind does, with an agent for all and with several; what often is
+    // equal is so in some.
+    for (agents, classes, terms) in [
+        (1, 1, 1),
+        (3, 1, 1),
+        (1, 0, 1),
+        (3, 0, 1),
+        (1, 0, 0),
+        (3, 0, 0),
+    ] {
         let mut next = guard_next(database, &guard).await;
         let mut batch = account.records(next, COUNT);
         for (at, numbered) in (0_i64..).zip(&mut batch) {
@@ -162,15 +176,18 @@ async fn records_of_one_kind_are_stored_as_each_alone_would_be(database: &Databa
             open.started_at.0 += at;
             open.caller.user_agent = Some(Arc::from(format!("agent {}", at % agents)));
             end.usage.input = 100 + at;
-            end.usage.cached_input = 200 + at;
-            end.usage.cache_write_input = 300 + at;
+            end.usage.cached_input = 200 + at * classes;
+            end.usage.cache_write_input = 300 + at * classes;
             end.usage.output = 400 + at;
-            end.usage.reasoning_output = 500 + at;
-            end.quota_tokens = 600 + at;
+            end.usage.reasoning_output = 500 + at * classes;
+            end.owed.tokens = 600 + at;
+            end.owed.nano = 650 + at * terms;
+            open.hold.bound.tokens = 2_000 + at * terms;
+            open.hold.bound.nano = 3_000 + at * terms;
             end.first_event_ms = Some(700 + at).filter(|_| at % 2 == 0);
             end.duration_ms = 800 + at;
             let mut tried = end.attempts[0].clone();
-            tried.error = Some("connect");
+            tried.error = Some("connect".into());
             end.attempts[0].started_at.0 += 900 + at;
             end.attempts[0].head_ms = 1_000 + at;
             end.attempts.insert(0, tried);
@@ -251,14 +268,14 @@ async fn balances_come_back_for_scopes_that_are_counted(database: &Database) {
     let guard = database.instance().await;
     let mut posted = database
         .storage
-        .post_batch(guard, &account.records(1, 2), NOW)
+        .post_batch(guard, PostMode::Live, &account.records(1, 2), &[], NOW)
         .await
         .unwrap();
-    posted.counters.sort_by_key(|counter| counter.scope);
+    posted.counters.sort_by_key(|counter| counter.key.scope);
     let seen: Vec<_> = posted
         .counters
         .iter()
-        .map(|c| (c.scope.kind, c.cap_tokens, c.used_tokens))
+        .map(|c| (c.key.scope.kind, c.cap.tokens, c.used.tokens))
         .collect();
     assert_eq!(
         seen,
@@ -294,13 +311,13 @@ async fn a_guard_that_does_not_fit_does_nothing(database: &Database) {
     ] {
         let error = database
             .storage
-            .post_batch(wrong, &records, NOW)
+            .post_batch(wrong, PostMode::Live, &records, &[], NOW)
             .await
             .unwrap_err();
         assert!(matches!(error, StoreError::Guard), "{error:?}");
         let error = database
             .storage
-            .quarantine(wrong, &records[0], "x", NOW)
+            .quarantine(wrong, PostMode::Live, &records[0], "x", NOW)
             .await
             .unwrap_err();
         assert!(matches!(error, StoreError::Guard), "{error:?}");
@@ -333,49 +350,29 @@ async fn a_guard_that_does_not_fit_does_nothing(database: &Database) {
 async fn an_instance_is_claimed_by_its_own_boots_only(database: &Database) {
     let storage = &database.storage;
     let instance = InstanceId::from_uuid(id());
-    let [first, second, third] = std::array::from_fn(|_| BootId::from_uuid(id()));
+    let [first, second, third, foreign] = std::array::from_fn(|_| BootId::from_uuid(id()));
     assert!(storage.find_instance(instance).await.unwrap().is_none());
-    assert_eq!(
-        storage
-            .claim_instance(instance, None, first, NOW)
-            .await
-            .unwrap()
-            .seq,
-        1
-    );
-    let row = storage
-        .claim_instance(instance, Some(first), second, NOW)
-        .await
-        .unwrap();
-    assert_eq!((row.boot_id, row.seq, row.posted_no), (second, 2, 0));
-    // The answer was lost: the same claim again.
-    assert_eq!(
-        storage
-            .claim_instance(instance, Some(first), second, NOW)
-            .await
-            .unwrap()
-            .seq,
-        3
-    );
-    let error = storage
-        .claim_instance(instance, Some(first), third, NOW)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, StoreError::Guard), "{error:?}");
-    let error = storage
-        .claim_instance(instance, None, third, NOW)
-        .await
-        .unwrap_err();
-    assert!(matches!(error, StoreError::Guard), "{error:?}");
-    assert_eq!(
-        storage
-            .find_instance(instance)
-            .await
-            .unwrap()
-            .unwrap()
-            .boot_id,
-        second
-    );
+    let claim = async |boots: &[BootId], boot| {
+        let claimed = storage.claim_instance(instance, boots, boot, NOW).await;
+        claimed.map(|row| (row.boot_id, row.seq, row.state, row.posted_no))
+    };
+    let live = InstanceState::Live;
+    assert_eq!(claim(&[], first).await.unwrap(), (first, 0, live, 0));
+    assert_eq!(claim(&[first], second).await.unwrap(), (second, 0, live, 0));
+    // A claim does not count: the number would hide that the database went back. Nor does the same
+    // one again, whose answer was lost.
+    for boots in [&[first][..], &[first, second], &[]] {
+        assert_eq!(claim(boots, second).await.unwrap(), (second, 0, live, 0));
+    }
+    for boots in [&[first][..], &[foreign], &[]] {
+        let error = claim(boots, third).await.unwrap_err();
+        assert!(matches!(error, StoreError::Guard), "{error:?}");
+    }
+    let found = storage.find_instance(instance).await.unwrap().unwrap();
+    assert_eq!((found.boot_id, found.seq), (second, 0));
+    // A start between failed before it claimed: any of the folder's boots may be the last.
+    let claimed = claim(&[first, second, foreign], third).await;
+    assert_eq!(claimed.unwrap(), (third, 0, live, 0));
 }
 
 async fn a_gap_before_or_inside_a_batch_is_refused(database: &Database) {
@@ -385,7 +382,7 @@ async fn a_gap_before_or_inside_a_batch_is_refused(database: &Database) {
     for records in [account.records(2, 1), holes.to_vec(), account.records(0, 1)] {
         let error = database
             .storage
-            .post_batch(guard, &records, NOW)
+            .post_batch(guard, PostMode::Live, &records, &[], NOW)
             .await
             .unwrap_err();
         assert!(matches!(error, StoreError::Internal { .. }), "{error:?}");
@@ -422,10 +419,11 @@ async fn a_request_id_of_another_post_is_set_aside_and_charged(database: &Databa
     assert_eq!(count(database, "ledger_entries").await, 2, "tenant and key");
     let used = database
         .storage
-        .load_counters(&[scope], month())
+        .load_counters(&[account.counter(ScopeKind::Key)])
         .await
         .unwrap()[0]
-        .used_tokens;
+        .used
+        .tokens;
     assert_eq!(used, 180);
     // Repeating changes nothing.
     assert_eq!(post(database, &mut two, &second).await, 0);
@@ -446,7 +444,7 @@ async fn a_bad_record_is_refused_and_can_be_set_aside(database: &Database) {
     records[1].record.end.usage.output = -1;
     let error = database
         .storage
-        .post_batch(guard, &records, NOW)
+        .post_batch(guard, PostMode::Live, &records, &[], NOW)
         .await
         .unwrap_err();
     assert!(matches!(error, StoreError::Internal { .. }), "{error:?}");
@@ -454,7 +452,7 @@ async fn a_bad_record_is_refused_and_can_be_set_aside(database: &Database) {
     assert_eq!(post(database, &mut guard, &records[..1]).await, 1);
     database
         .storage
-        .quarantine(guard, &records[1], "negative\0 output", NOW)
+        .quarantine(guard, PostMode::Live, &records[1], "negative\0 output", NOW)
         .await
         .unwrap();
     guard.seq += 1;
@@ -470,7 +468,7 @@ async fn a_bad_record_is_refused_and_can_be_set_aside(database: &Database) {
     // A repetition of the quarantine, with the next guard, changes nothing.
     database
         .storage
-        .quarantine(guard, &records[1], "again", NOW)
+        .quarantine(guard, PostMode::Live, &records[1], "again", NOW)
         .await
         .unwrap();
     check_sums(database).await;
@@ -481,14 +479,15 @@ async fn amounts_beyond_the_largest_are_refused(database: &Database) {
     let mut guard = database.instance().await;
     let huge = |post_no, tokens| {
         let mut record = account.record(post_no);
-        record.record.end.quota_tokens = tokens;
+        record.record.end.owed.tokens = tokens;
+        record.record.open.hold.bound.tokens = tokens;
         record
     };
     assert_eq!(post(database, &mut guard, &[huge(1, MAX_AMOUNT)]).await, 1);
-    for tokens in [1, MAX_AMOUNT, i64::MAX, -1] {
+    for tokens in [1, MAX_AMOUNT, i64::MAX] {
         let error = database
             .storage
-            .post_batch(guard, &[huge(2, tokens)], NOW)
+            .post_batch(guard, PostMode::Live, &[huge(2, tokens)], &[], NOW)
             .await
             .unwrap_err();
         assert!(
@@ -501,7 +500,7 @@ async fn amounts_beyond_the_largest_are_refused(database: &Database) {
     // Setting it aside works although the counter is full.
     database
         .storage
-        .quarantine(guard, &huge(2, MAX_AMOUNT), "too much", NOW)
+        .quarantine(guard, PostMode::Live, &huge(2, MAX_AMOUNT), "too much", NOW)
         .await
         .unwrap();
     check_sums(database).await;
@@ -538,7 +537,7 @@ async fn records_and_entries_are_append_only(database: &Database) {
     assert_eq!(post(database, &mut guard, &account.records(1, 2)).await, 2);
     database
         .storage
-        .quarantine(guard, &account.record(3), "test", NOW)
+        .quarantine(guard, PostMode::Live, &account.record(3), "test", NOW)
         .await
         .unwrap();
     for sql in [
@@ -595,11 +594,11 @@ async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one
             "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, \
                  period, statement_period, local_day, started_at_ms, endpoint, streams, \
                  requested_model, attempt_count, ending, stage, status, basis, input_tokens, cached_input_tokens, \
-                 cache_write_input_tokens, output_tokens, reasoning_output_tokens, quota_tokens, \
+                 cache_write_input_tokens, output_tokens, reasoning_output_tokens, bound_tokens, bound_nano, quota_tokens, \
                  duration_ms) \
              SELECT {}, instance_id, 99, tenant_id, user_id, key_id, period, statement_period, \
                  local_day, started_at_ms, endpoint, streams, requested_model, attempt_count, ending, stage, status, \
-                 basis, 0, 0, 0, 0, 0, 0, 0 FROM usage_records",
+                 basis, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM usage_records",
             database.literal(id())
         )
     };
@@ -634,6 +633,7 @@ async fn a_month_that_is_not_in_the_calendar_is_written(database: &Database) {
     let old = Month::from_number(202_603).unwrap();
     let mut records = account.records(1, 2);
     records[0].record.open.period = old;
+    records[0].record.open.local_day = LocalDay(20_260_331);
     // The ledger outlives configuration: a tenant that nobody knows.
     records[1].record.open.payer.tenant_id = TenantId::from_uuid(id());
     assert_eq!(post(database, &mut guard, &records).await, 2);
@@ -661,10 +661,13 @@ async fn a_new_month_starts_with_the_caps_of_the_quotas(database: &Database) {
     assert_eq!(post(database, &mut guard, &[record]).await, 1);
     let balance = database
         .storage
-        .load_counters(&[scope], later)
+        .load_counters(&[CounterKey {
+            month: later,
+            ..account.counter(ScopeKind::Key)
+        }])
         .await
         .unwrap()[0];
-    assert_eq!((balance.cap_tokens, balance.used_tokens), (Some(77), 30));
+    assert_eq!((balance.cap.tokens, balance.used.tokens), (Some(77), 30));
 }
 
 async fn two_tenants_in_one_batch_stay_apart(database: &Database) {
@@ -679,21 +682,14 @@ async fn two_tenants_in_one_batch_stay_apart(database: &Database) {
     }
     assert_eq!(post(database, &mut guard, &records).await, 4);
     check_sums(database).await;
-    let scopes = [
-        acme.scope(ScopeKind::Tenant),
-        other.scope(ScopeKind::Tenant),
-    ];
-    let mut found = database
-        .storage
-        .load_counters(&scopes, month())
-        .await
-        .unwrap();
-    found.sort_by_key(|counter| counter.used_tokens);
+    // In the order that is asked for, and as often.
+    let keys = [&acme, &other, &acme].map(|account| account.counter(ScopeKind::Tenant));
+    let found = database.storage.load_counters(&keys).await.unwrap();
     let used: Vec<_> = found
         .iter()
-        .map(|counter| (counter.scope.id, counter.used_tokens))
+        .map(|counter| (counter.key, counter.used.tokens))
         .collect();
-    assert_eq!(used, [(scopes[1].id, 30), (scopes[0].id, 90)]);
+    assert_eq!(used, [(keys[0], 90), (keys[1], 30), (keys[2], 90)]);
 }
 
 async fn an_empty_batch_only_passes_the_guard(database: &Database) {

@@ -54,4 +54,13 @@ mod feed;
 mod ledger;
 
 #[cfg(test)]
+mod leases;
+
+#[cfg(test)]
+mod late;
+
+#[cfg(test)]
+mod verify;
+
+#[cfg(test)]
 mod usage;

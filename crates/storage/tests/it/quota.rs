@@ -1,5 +1,5 @@
-use sluice_domain::ports::{LedgerStore, StoreError};
-use sluice_domain::quota::{CounterBalance, ScopeKind};
+use sluice_domain::ports::{LedgerStore, PostMode, StoreError};
+use sluice_domain::quota::{CounterKey, ScopeKind};
 use sluice_domain::time::{Month, TimeZone};
 
 use crate::fixture::{Account, Database, NOW};
@@ -11,20 +11,11 @@ fn month() -> Month {
 async fn balance(database: &Database, account: &Account, kind: ScopeKind) -> (Option<i64>, i64) {
     let found = database
         .storage
-        .load_counters(&[account.scope(kind)], month())
-        .await
-        .unwrap();
-    let [
-        CounterBalance {
-            cap_tokens,
-            used_tokens,
-            ..
-        },
-    ] = found[..]
-    else {
-        panic!("{found:?}")
-    };
-    (cap_tokens, used_tokens)
+        .load_counters(&[account.counter(kind)])
+        .await;
+    let found = found.unwrap();
+    assert_eq!(found.len(), 1);
+    (found[0].cap.tokens, found[0].used.tokens)
 }
 
 async fn a_cap_that_comes_late_counts_what_was_used(database: &Database) {
@@ -32,7 +23,7 @@ async fn a_cap_that_comes_late_counts_what_was_used(database: &Database) {
     let mut guard = database.instance().await;
     database
         .storage
-        .post_batch(guard, &account.records(1, 3), NOW)
+        .post_batch(guard, PostMode::Live, &account.records(1, 3), &[], NOW)
         .await
         .unwrap();
     guard.seq += 1;
@@ -55,7 +46,7 @@ async fn a_cap_that_comes_late_counts_what_was_used(database: &Database) {
     }
     let posted = database
         .storage
-        .post_batch(guard, &account.records(4, 1), NOW)
+        .post_batch(guard, PostMode::Live, &account.records(4, 1), &[], NOW)
         .await
         .unwrap();
     assert_eq!(posted.counters.len(), 3);
@@ -63,7 +54,7 @@ async fn a_cap_that_comes_late_counts_what_was_used(database: &Database) {
         posted
             .counters
             .iter()
-            .all(|counter| counter.used_tokens == 120),
+            .all(|counter| counter.used.tokens == 120),
         "{posted:?}"
     );
 }
@@ -86,10 +77,13 @@ async fn a_cap_is_set_for_this_month_and_the_next(database: &Database) {
         );
         let next = database
             .storage
-            .load_counters(&[scope], month().next())
+            .load_counters(&[CounterKey {
+                month: month().next(),
+                ..account.counter(ScopeKind::Tenant)
+            }])
             .await
             .unwrap();
-        assert_eq!(next[0].cap_tokens, cap);
+        assert_eq!(next[0].cap.tokens, cap);
         let recalled = format!(
             "SELECT COUNT(*) FROM counters WHERE scope_id = {} AND recall = {}",
             database.literal(scope.id),
@@ -224,10 +218,11 @@ async fn a_cap_in_the_midst_of_posts_misses_nothing(database: &Database) {
             .iter()
             .map(|_| account.records(round * 5 + 1, 5))
             .collect();
-        let posts = guards
-            .iter()
-            .zip(&batches)
-            .map(|(guard, batch)| database.storage.post_batch(*guard, batch, NOW));
+        let posts = guards.iter().zip(&batches).map(|(guard, batch)| {
+            database
+                .storage
+                .post_batch(*guard, PostMode::Live, batch, &[], NOW)
+        });
         let cap = database
             .storage
             .set_quota(scope, account.tenant.id, Some(1 << 40), NOW);
@@ -256,10 +251,11 @@ async fn twenty_instances_post_at_once_and_nothing_is_lost(database: &Database) 
         guards.push(database.instance().await);
     }
     let batches: Vec<_> = guards.iter().map(|_| account.records(1, 5)).collect();
-    let posts = guards
-        .iter()
-        .zip(&batches)
-        .map(|(guard, batch)| database.storage.post_batch(*guard, batch, NOW));
+    let posts = guards.iter().zip(&batches).map(|(guard, batch)| {
+        database
+            .storage
+            .post_batch(*guard, PostMode::Live, batch, &[], NOW)
+    });
     for result in join_all(posts).await {
         assert_eq!(result.unwrap().inserted, 5);
     }

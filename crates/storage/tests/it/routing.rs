@@ -2,7 +2,7 @@ use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId};
 use sluice_domain::ports::StoreError;
 use sluice_domain::route::Target;
 use sluice_domain::tenant::EntityState;
-use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream};
+use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream};
 use sluice_storage::route::NewRoute;
 use sluice_storage::secret::{MasterKey, SealBinding, Vault};
 use sluice_storage::upstream::{NewUpstream, NewUpstreamKey};
@@ -17,6 +17,7 @@ async fn upstream(database: &Database, name: &str, tenant_id: Option<TenantId>) 
         kind: ProviderKind::OpenAi,
         base_url: Some("https://api.example.com/v1".parse().unwrap()),
         deadlines: Deadlines::default(),
+        client_gone: ClientGone::default(),
         now: NOW,
     };
     database.storage.create_upstream(new).await.unwrap()

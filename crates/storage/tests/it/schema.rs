@@ -6,7 +6,7 @@ use crate::fixture::Database;
 
 /// Statements that select from a list of values: PostgreSQL takes the types of the values from the
 /// binds, which a bare prepare lacks. They run in the other tests.
-const NEEDS_TYPES: [&str; 2] = ["WITH wanted", "r.* FROM (VALUES"];
+const NEEDS_TYPES: [&str; 4] = ["WITH wanted", "WITH own", "WITH moved", "r.* FROM (VALUES"];
 
 async fn every_statement_is_understood_and_has_the_parameters_that_are_bound(database: &Database) {
     let mut names = BTreeSet::new();

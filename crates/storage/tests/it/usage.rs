@@ -1,4 +1,5 @@
-use sluice_domain::ports::LedgerStore;
+use sluice_domain::ports::{LedgerStore, PostMode};
+use sluice_domain::quota::Amounts;
 use sluice_domain::time::{Month, TimeZone, UnixMillis};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 
@@ -18,20 +19,20 @@ async fn a_record_is_read_as_it_was_posted(database: &Database) {
     failed.end.ending = Ending::UpstreamFailed;
     failed.end.stage = Stage::Dispatched;
     failed.end.status = 502;
-    failed.end.error_code = Some("upstream_failed");
+    failed.end.error_code = Some("upstream_failed".into());
     failed.end.basis = Basis::Unknown;
     failed.end.usage = TokenUsage::default();
-    failed.end.quota_tokens = 0;
+    failed.end.owed = Amounts::ZERO;
     failed.end.first_event_ms = None;
     let mut second = failed.end.attempts[0].clone();
     failed.end.attempts[0].status = None;
-    failed.end.attempts[0].error = Some("connect");
+    failed.end.attempts[0].error = Some("connect".into());
     second.upstream_key_id = None;
     second.status = Some(503);
     failed.end.attempts.push(second);
     database
         .storage
-        .post_batch(guard, &records, NOW)
+        .post_batch(guard, PostMode::Live, &records, &[], NOW)
         .await
         .unwrap();
     let (from, to) = (NOW, UnixMillis(NOW.0 + DAY_MS));
@@ -70,6 +71,14 @@ async fn a_record_is_read_as_it_was_posted(database: &Database) {
     );
     assert_eq!((early.status, early.error_code.as_deref()), (200, None));
     assert_eq!((early.usage, early.quota_tokens), (end.usage, 30));
+    assert_eq!((early.charge_nano, early.excess), (300, Amounts::ZERO));
+    assert_eq!(
+        early.bound,
+        Amounts {
+            tokens: 100,
+            nano: 1_000
+        }
+    );
     assert_eq!((early.first_event_ms, early.duration_ms), (Some(7), 9));
     assert_eq!(
         (early.ip.as_deref(), early.user_agent.as_deref()),
@@ -111,7 +120,7 @@ async fn a_record_that_was_sent_nowhere_has_no_upstream(database: &Database) {
     record.record.end.attempts.clear();
     database
         .storage
-        .post_batch(guard, &[record], NOW)
+        .post_batch(guard, PostMode::Live, &[record], &[], NOW)
         .await
         .unwrap();
     let to = UnixMillis(NOW.0 + 1);
@@ -138,7 +147,7 @@ async fn another_tenant_reads_nothing(database: &Database) {
     let guard = database.instance().await;
     database
         .storage
-        .post_batch(guard, &acme.records(1, 3), NOW)
+        .post_batch(guard, PostMode::Live, &acme.records(1, 3), &[], NOW)
         .await
         .unwrap();
     let storage = &database.storage;
@@ -204,7 +213,7 @@ async fn sums_are_kept_by_day_and_month(database: &Database) {
         }
         database
             .storage
-            .post_batch(guard, &records, at)
+            .post_batch(guard, PostMode::Live, &records, &[], at)
             .await
             .unwrap();
         guard.seq += 1;

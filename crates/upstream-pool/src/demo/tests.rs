@@ -34,6 +34,7 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         upstream_key_id: None,
         kind: ProviderKind::Demo,
         upstream_model: &model,
+        client_gone: sluice_domain::upstream::ClientGone::Cancel,
     };
     answer(&call, &target, body.to_string().as_bytes(), Fixed.now())
 }

@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use sluice_domain::bound::{BoundProfile, UNKNOWN_MODEL, profile_of};
 use sluice_domain::id::{RouteId, UpstreamId, UpstreamKeyId};
 use sluice_domain::route::{Route, Target};
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::ProviderKind;
+use sluice_domain::upstream::{ClientGone, ProviderKind};
 
 use super::upstream::{PreparedKey, PreparedUpstream};
 use super::wheel::{Cursor, Wheel};
@@ -17,6 +18,8 @@ pub struct RoutePlan {
     created_at: UnixMillis,
     /// In the order of their levels; none of them is empty.
     tiers: Box<[Tier]>,
+    /// What bounds a request at every target; `None` when one takes the requested name.
+    profile: Option<BoundProfile>,
 }
 
 #[derive(Debug)]
@@ -49,6 +52,8 @@ pub struct TargetInfo<'a> {
     pub kind: ProviderKind,
     /// The name of the model there.
     pub upstream_model: &'a Arc<str>,
+    /// What becomes of a stream there when its client has left.
+    pub client_gone: ClientGone,
 }
 
 /// One choice: a target and one of its upstream keys.
@@ -75,10 +80,31 @@ fn info<'a>(upstream: &'a PreparedUpstream, model: &'a Arc<str>) -> TargetInfo<'
         upstream_key_id: None,
         kind: upstream.kind,
         upstream_model: model,
+        client_gone: upstream.client_gone,
     }
 }
 
+/// Returns what bounds a request at every target of a plan whose models are all named.
+fn widest_profile(tiers: &[Tier]) -> Option<BoundProfile> {
+    let mut targets = tiers.iter().flat_map(|tier| &tier.targets);
+    let first = profile_of(targets.next()?.model.as_deref()?);
+    targets.try_fold(first, |widest, target| {
+        Some(widest.widest(profile_of(target.model.as_deref()?)))
+    })
+}
+
 impl RoutePlan {
+    /// Returns what bounds a request for a model at every target that may serve it.
+    pub fn bound_profile(&self, requested: &str) -> BoundProfile {
+        self.profile.unwrap_or_else(|| {
+            let targets = self.tiers.iter().flat_map(|tier| &tier.targets);
+            targets
+                .map(|target| profile_of(target.model.as_deref().unwrap_or(requested)))
+                .reduce(BoundProfile::widest)
+                .unwrap_or(UNKNOWN_MODEL)
+        })
+    }
+
     /// Sorts the usable targets of a route into tiers.
     pub(super) fn new(route: &Route, mut usable: Vec<(&Target, Arc<PreparedUpstream>)>) -> Self {
         usable.sort_by_key(|(target, _)| target.tier);
@@ -112,10 +138,11 @@ impl RoutePlan {
                     cursor: cursor(),
                 })
             })
-            .collect();
+            .collect::<Box<[Tier]>>();
         Self {
             route_id: route.id,
             created_at: route.created_at,
+            profile: widest_profile(&tiers),
             tiers,
         }
     }

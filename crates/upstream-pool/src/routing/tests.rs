@@ -5,7 +5,7 @@ use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::Deadlines;
+use sluice_domain::upstream::{ClientGone, Deadlines};
 
 use super::*;
 use crate::client::Origin;
@@ -26,6 +26,7 @@ fn upstream(n: u8) -> Upstream {
         kind: ProviderKind::OpenAi,
         base_url: Some("https://api.example.com/v1".parse().unwrap()),
         deadlines: Deadlines::default(),
+        client_gone: ClientGone::default(),
         state: EntityState::Active,
         created_at: UnixMillis(0),
     }

@@ -8,7 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::route::Endpoint;
 use sluice_domain::tenant::EntityState;
-use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{
+    BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey,
+};
 
 use super::RoutingProblem;
 use super::wheel::Wheel;
@@ -22,6 +24,7 @@ pub(crate) struct PreparedUpstream {
     pub(crate) name: Arc<str>,
     pub(crate) kind: ProviderKind,
     pub(crate) deadlines: Deadlines,
+    pub(crate) client_gone: ClientGone,
     /// `None` for the built-in upstream, which is nowhere.
     pub(crate) address: Option<Address>,
     /// Never empty; an upstream without credentials has one key without any.
@@ -137,6 +140,7 @@ impl PreparedUpstream {
             name: Arc::from(upstream.name.as_str()),
             kind: upstream.kind,
             deadlines: upstream.deadlines,
+            client_gone: upstream.client_gone,
             address,
             keys: keys.into_iter().map(|(_, key)| key).collect(),
             wheel,

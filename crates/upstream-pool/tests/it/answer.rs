@@ -38,7 +38,10 @@ async fn the_head_of_a_stream_waits_for_its_first_event() {
     assert_eq!(&**answer.upstream_model().unwrap(), "real");
     assert_eq!(&*answer.upstream_name, "local");
     let attempt = &answer.attempts[0];
-    assert_eq!((attempt.status, attempt.error), (Some(200), None));
+    assert_eq!(
+        (attempt.status, attempt.error.as_deref()),
+        (Some(200), None)
+    );
     assert!(
         attempt.head_ms < 150,
         "the head came before the event: {attempt:?}"

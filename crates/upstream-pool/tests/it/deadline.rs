@@ -30,7 +30,7 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
     let error = timed_out(150, relay.ask()).await;
     assert_eq!((error.stage, error.status()), (SendStage::Sent, None));
     let attempt = &error.attempts[0];
-    assert_eq!(attempt.error, Some("timeout"));
+    assert_eq!(attempt.error.as_deref(), Some("timeout"));
     assert!(attempt.head_ms >= 150, "{attempt:?}");
     assert!(server.closed_within(1, Duration::from_millis(200)).await);
 }

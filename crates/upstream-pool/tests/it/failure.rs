@@ -23,7 +23,10 @@ async fn fails(script: Vec<Step>) -> Box<DispatchError> {
         cause = next.source();
     }
     assert!(!printed.contains(SECRET), "{printed}");
-    assert_eq!(error.attempts[0].error, Some(error.class.as_str()));
+    assert_eq!(
+        error.attempts[0].error.as_deref(),
+        Some(error.class.as_str())
+    );
     error
 }
 

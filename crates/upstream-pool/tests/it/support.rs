@@ -12,7 +12,7 @@ use sluice_domain::ports::Clock;
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_upstream_pool::{
     Call, ClientOptions, DispatchError, Dispatcher, RoutePlan, RoutingInput, RoutingTable,
     UpstreamAnswer,
@@ -42,6 +42,7 @@ pub(crate) fn upstream(
         kind,
         base_url: base_url.map(|url| url.parse().unwrap()),
         deadlines,
+        client_gone: ClientGone::default(),
         state: EntityState::Active,
         created_at: UnixMillis(0),
     }

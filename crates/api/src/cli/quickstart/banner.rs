@@ -170,7 +170,7 @@ mod tests {
     use sluice_domain::key::ProxyKeySecret;
     use sluice_domain::tenant::EntityState;
     use sluice_domain::time::UnixMillis;
-    use sluice_domain::upstream::{Deadlines, Upstream};
+    use sluice_domain::upstream::{ClientGone, Deadlines, Upstream};
     use uuid::Uuid;
 
     use super::*;
@@ -183,6 +183,7 @@ mod tests {
             kind,
             base_url: None,
             deadlines: Deadlines::default(),
+            client_gone: ClientGone::default(),
             state: EntityState::Active,
             created_at: UnixMillis(0),
         };

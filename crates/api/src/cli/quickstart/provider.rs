@@ -8,7 +8,7 @@ use sluice_domain::id::UpstreamId;
 use sluice_domain::route::check_route_model;
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{BaseUrl, Deadlines, ProviderKind, Upstream};
+use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream};
 use sluice_upstream_pool::{ProbeError, ProbeReport};
 
 use super::QuickstartArgs;
@@ -163,6 +163,7 @@ impl Wanted {
             kind: self.kind,
             base_url: self.base_url.clone(),
             deadlines: Deadlines::default(),
+            client_gone: ClientGone::default(),
             state: EntityState::Active,
             created_at: UnixMillis::default(),
         })

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sluice_domain::id::UpstreamId;
 use sluice_domain::route::{Route, Target, check_route_model};
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream};
+use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream};
 use sluice_storage::secret::{SealBinding, Vault};
 use sluice_storage::upstream::NewUpstream;
 use tokio::time::timeout;
@@ -93,6 +93,7 @@ pub(super) async fn prepare(
             kind: wanted.kind,
             base_url: wanted.base_url.clone(),
             deadlines: Deadlines::default(),
+            client_gone: ClientGone::default(),
             now: admin.now,
         };
         admin.storage.create_upstream(new).await?

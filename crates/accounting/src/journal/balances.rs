@@ -1,0 +1,129 @@
+//! What the journal says about the instance's standing with the database.
+
+use std::collections::BTreeMap;
+
+use sluice_domain::quota::{Amounts, CounterKey, Lease};
+
+use crate::journal::line::{Batch, Kind, LineAbout, line_len};
+use crate::journal::payload::{
+    Checkpoint, LEASES_PER_LINE, MAX_LEASES_PAYLOAD, Note, put_checkpoint, put_note,
+};
+
+/// The last transaction that is known, the posts that were taken in, and the leases.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Balances {
+    pub(super) seq: i64,
+    pub(super) sent: Option<i64>,
+    pub(super) posted_no: i64,
+    pub(super) leases: BTreeMap<CounterKey, Amounts>,
+    /// Parts of a checkpoint that is not complete yet.
+    parts: Vec<Lease>,
+    next_part: u64,
+}
+
+impl Balances {
+    /// A transaction goes out: what it gives away is gone.
+    pub(super) fn apply_sent(&mut self, note: &Note) {
+        self.sent = Some(note.seq);
+        for lease in &note.leases {
+            let held = self.leases.get(&lease.key).copied().unwrap_or_default();
+            self.set(lease.key, held.min(lease.held));
+        }
+    }
+
+    /// A transaction was answered: what it gained is there.
+    pub(super) fn apply_ack(&mut self, note: &Note) {
+        self.seq = note.seq;
+        self.sent = None;
+        self.posted_no = note.posted_no;
+        for lease in &note.leases {
+            self.set(lease.key, lease.held);
+        }
+    }
+
+    /// One line of a checkpoint; leases count when all lines of it are there.
+    pub(super) fn apply_checkpoint(&mut self, checkpoint: Checkpoint) {
+        if checkpoint.part == 0 {
+            self.parts.clear();
+            self.next_part = 0;
+        }
+        if checkpoint.part != self.next_part {
+            return;
+        }
+        self.next_part += 1;
+        self.parts.extend(checkpoint.leases);
+        if self.next_part == checkpoint.parts {
+            self.seq = checkpoint.seq;
+            self.sent = checkpoint.sent;
+            self.posted_no = checkpoint.posted_no;
+            self.leases = std::mem::take(&mut self.parts)
+                .into_iter()
+                .map(|lease| (lease.key, lease.held))
+                .collect();
+        }
+    }
+
+    fn set(&mut self, key: CounterKey, held: Amounts) {
+        if held.is_zero() {
+            self.leases.remove(&key);
+        } else {
+            self.leases.insert(key, held);
+        }
+    }
+
+    pub(super) fn to_leases(&self) -> Vec<Lease> {
+        self.leases
+            .iter()
+            .map(|(key, held)| Lease {
+                key: *key,
+                held: *held,
+            })
+            .collect()
+    }
+
+    fn checkpoint_lines(&self) -> usize {
+        self.leases.len().div_ceil(LEASES_PER_LINE).max(1)
+    }
+
+    /// Returns how many bytes a checkpoint takes at most.
+    pub(super) fn checkpoint_len(&self) -> usize {
+        self.checkpoint_lines() * line_len(MAX_LEASES_PAYLOAD)
+    }
+
+    /// Adds the first lines of a segment.
+    pub(super) fn push_checkpoint(&self, batch: &mut Batch, next_post_no: i64, oldest: u64) {
+        let leases = self.to_leases();
+        let mut chunks = leases.chunks(LEASES_PER_LINE);
+        let parts = self.checkpoint_lines() as u64;
+        for part in 0..parts {
+            let checkpoint = Checkpoint {
+                part,
+                parts,
+                seq: self.seq,
+                sent: self.sent,
+                posted_no: self.posted_no,
+                next_post_no,
+                oldest,
+                leases: chunks.next().unwrap_or_default().to_vec(),
+            };
+            batch.push(LineAbout::none(Kind::Checkpoint), |out| {
+                put_checkpoint(out, &checkpoint);
+            });
+        }
+    }
+}
+
+/// Returns the lines of a [`Note`].
+pub(super) fn note_lines(kind: Kind, note: &Note) -> Batch {
+    let mut batch = Batch::default();
+    let mut chunks = note.leases.chunks(LEASES_PER_LINE);
+    loop {
+        let leases = chunks.next().unwrap_or_default();
+        batch.push(LineAbout::none(kind), |out| {
+            put_note(out, note.seq, note.posted_no, leases);
+        });
+        if chunks.len() == 0 {
+            return batch;
+        }
+    }
+}

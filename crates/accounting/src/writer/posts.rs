@@ -1,0 +1,197 @@
+//! Posting: records in batches, and what the database refuses set aside.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use sluice_domain::ports::{PostMode, Posted, StoreError};
+use sluice_domain::quota::{CounterKey, Lease};
+
+use crate::book::leased_counters;
+use crate::chain;
+
+use super::{Stop, Writer, is_refusal};
+
+/// Most records in one transaction.
+const MAX_BATCH: usize = 1_024;
+
+/// What happened to a batch.
+enum Outcome {
+    Posted(Posted),
+    /// The database refuses something in it, and will again.
+    Refused(StoreError),
+    /// Its answer was lost; the backlog is what it is now.
+    Reconciled,
+}
+
+impl Writer {
+    /// Posts all that is waiting.
+    pub(super) async fn post_backlog(&mut self) -> Result<(), Stop> {
+        while !self.backlog.is_empty() {
+            let size = self.backlog.len().min(MAX_BATCH);
+            self.post_first(size).await?;
+            if !self.backlog.is_empty() {
+                self.check_deadline()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Posts the first `size` records; a batch that is refused is halved until the bad record is
+    /// alone and can be set aside.
+    async fn post_first(&mut self, size: usize) -> Result<(), Stop> {
+        let mut size = size;
+        loop {
+            match self.attempt(size).await? {
+                Outcome::Posted(posted) => {
+                    self.retire(size, &posted).await?;
+                    return Ok(());
+                }
+                Outcome::Refused(error) if size == 1 => {
+                    return self.set_aside(&error).await;
+                }
+                Outcome::Refused(_batch) => size = (size / 2).max(1),
+                Outcome::Reconciled => return Ok(()),
+            }
+        }
+    }
+
+    async fn attempt(&mut self, size: usize) -> Result<Outcome, Stop> {
+        let touched = self.touched(size);
+        self.announce(&touched).await?;
+        let in_flight = self.in_flight_after(size, &touched);
+        let batch = self.backlog.make_contiguous();
+        let posted = self
+            .store
+            .post_batch(
+                self.guard,
+                self.mode,
+                batch.get(..size).unwrap_or_default(),
+                &in_flight,
+                self.clock.now(),
+            )
+            .await;
+        match posted {
+            Ok(posted) => Ok(Outcome::Posted(posted)),
+            Err(error) => {
+                self.note_failure(&error);
+                if is_refusal(&error) {
+                    return Ok(Outcome::Refused(error));
+                }
+                self.reconcile().await?;
+                Ok(Outcome::Reconciled)
+            }
+        }
+    }
+
+    /// Sets the first record aside, because the database refuses it alone.
+    async fn set_aside(&mut self, reason: &StoreError) -> Result<(), Stop> {
+        let touched = self.touched(1);
+        self.announce(&touched).await?;
+        let Some(first) = self.backlog.front() else {
+            return Ok(());
+        };
+        let request_id = first.record.open.request_id;
+        let set_aside = self
+            .store
+            .quarantine(
+                self.guard,
+                self.mode,
+                first,
+                &chain(reason),
+                self.clock.now(),
+            )
+            .await;
+        if let Err(error) = set_aside {
+            self.note_failure(&error);
+            return self.reconcile().await;
+        }
+        tracing::error!(
+            request.id = %request_id,
+            error = chain(reason),
+            "the database refuses a usage record; it was set aside in `quarantine`"
+        );
+        self.shared
+            .stats
+            .quarantined
+            .fetch_add(1, Ordering::Relaxed);
+        self.retire(1, &Posted::default()).await
+    }
+
+    /// Forgets records that the database has.
+    async fn retire(&mut self, size: usize, posted: &Posted) -> Result<(), Stop> {
+        let touched = self.touched(size);
+        self.guard.seq += 1;
+        for balance in &posted.counters {
+            let desk = self.shared.desks.get_or_make(balance.key.tenant_id);
+            desk.book.lock().entry(balance.key).observe(*balance);
+        }
+        self.forget_posted(size);
+        let stats = &self.shared.stats;
+        stats
+            .posted
+            .fetch_add(u64::try_from(size).unwrap_or(0), Ordering::Relaxed);
+        stats.batches.fetch_add(1, Ordering::Relaxed);
+        self.confirm(&touched).await
+    }
+
+    /// Takes the first records off the backlog and off the books.
+    pub(super) fn forget_posted(&mut self, size: usize) {
+        let size = size.min(self.backlog.len());
+        for (numbered, desk) in self.backlog.drain(..size).zip(self.desks.drain(..size)) {
+            let record = &numbered.record;
+            let open = &record.open;
+            desk.book
+                .lock()
+                .posted(open.payer, open.period, open.hold.leased, record.charge());
+            self.posted_no = numbered.post_no;
+            self.shared.stats.waiting.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The counters that the first records move.
+    fn touched(&self, size: usize) -> Vec<CounterKey> {
+        let keys: HashSet<CounterKey, foldhash::fast::RandomState> = self
+            .backlog
+            .iter()
+            .take(size)
+            .flat_map(|numbered| {
+                let open = &numbered.record.open;
+                leased_counters(open.payer, open.period, open.hold.leased).map(|(_, key)| key)
+            })
+            .collect();
+        let mut keys: Vec<CounterKey> = keys.into_iter().collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// What is open or unposted once the first records are posted.
+    fn in_flight_after(&self, size: usize, touched: &[CounterKey]) -> Vec<Lease> {
+        if self.mode == PostMode::Late {
+            return Vec::new();
+        }
+        let mut in_flight: Vec<Lease> = touched
+            .iter()
+            .map(|key| {
+                let desk = self.shared.desks.get_or_make(key.tenant_id);
+                let held = desk
+                    .book
+                    .lock()
+                    .get(key)
+                    .map_or_else(Default::default, crate::book::LocalCounter::in_flight);
+                Lease { key: *key, held }
+            })
+            .collect();
+        for numbered in self.backlog.iter().take(size) {
+            let open = &numbered.record.open;
+            let charge = numbered.record.charge();
+            for (_place, key) in leased_counters(open.payer, open.period, open.hold.leased) {
+                if let Ok(place) = in_flight.binary_search_by_key(&key, |lease| lease.key)
+                    && let Some(lease) = in_flight.get_mut(place)
+                {
+                    lease.held = lease.held.minus(charge);
+                }
+            }
+        }
+        in_flight
+    }
+}

@@ -1,0 +1,283 @@
+//! What is true after an answer was lost, or when the database is not where this instance left it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sluice_domain::ports::{InstanceRow, InstanceState, PostMode, StoreError};
+use sluice_domain::quota::{Amounts, CounterKey, Lease};
+use sluice_domain::record::NumberedRecord;
+
+use crate::chain;
+
+use super::{FIRST_PAUSE, MAX_PAUSE, Stop, Writer};
+
+impl Writer {
+    /// Asks the database until it answers, and lets its numbers replace ours. Afterwards everything
+    /// that was to be done is looked at anew.
+    pub(super) async fn reconcile(&mut self) -> Result<(), Stop> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.look().await {
+                Ok(()) => return Ok(()),
+                Err(Looked::Stopped(stop)) => return Err(stop),
+                Err(Looked::Failed(error)) => self.note_failure(&error),
+                Err(Looked::Again) => continue,
+            }
+            self.check_deadline()?;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    async fn look(&mut self) -> Result<(), Looked> {
+        let row = self
+            .store
+            .find_instance(self.guard.instance_id)
+            .await
+            .map_err(Looked::Failed)?;
+        let is_ours = row
+            .as_ref()
+            .is_some_and(|row| row.boot_id == self.guard.boot_id);
+        if !is_ours {
+            return self.reclaim(row).await;
+        }
+        let Some(row) = row else {
+            return Err(Looked::Again);
+        };
+        if row.state == InstanceState::Live && self.mode == PostMode::Late {
+            tracing::warn!(
+                instance.id = %self.guard.instance_id,
+                "the database lost that an operator had settled this instance; it goes on"
+            );
+            self.mode = PostMode::Live;
+            self.shared.reopen_admission();
+        }
+        // The order matters: an operator's word is taken before a number that went back.
+        match row.state {
+            InstanceState::Resolved => {
+                self.adopt_resolved(&row);
+                Ok(())
+            }
+            InstanceState::Closed => Err(Looked::Stopped(Stop::Settled)),
+            // Fewer posts are a sign as well: a number may have been reached again since.
+            InstanceState::Live if row.seq < self.guard.seq || row.posted_no < self.posted_no => {
+                self.guard.seq = self.guard.seq.max(row.seq + 1);
+                self.resync(&row).await
+            }
+            InstanceState::Live if row.seq <= self.guard.seq + 1 => {
+                self.adopt(&row).await.map_err(Looked::Stopped)
+            }
+            InstanceState::Live => Err(self.lost_identity(&row)),
+        }
+    }
+
+    /// The row is not of this start. When it is of an earlier one, the claim was undone with
+    /// everything after it; an operator may have settled that one since.
+    async fn reclaim(&mut self, row: Option<InstanceRow>) -> Result<(), Looked> {
+        let went_back = row
+            .as_ref()
+            .is_none_or(|row| self.earlier_boots.contains(&row.boot_id));
+        if !went_back {
+            tracing::error!(
+                instance.id = %self.guard.instance_id,
+                "another process has claimed this instance; admission stops"
+            );
+            return Err(Looked::Stopped(Stop::LostIdentity));
+        }
+        tracing::error!("the database went back to before this start; it is claimed again");
+        let claimed = self
+            .store
+            .claim_instance(
+                self.guard.instance_id,
+                &self.earlier_boots,
+                self.guard.boot_id,
+                self.clock.now(),
+            )
+            .await;
+        match claimed {
+            Ok(_claimed) => Err(Looked::Again),
+            Err(StoreError::Guard) => Err(Looked::Stopped(Stop::LostIdentity)),
+            Err(error) => Err(Looked::Failed(error)),
+        }
+    }
+
+    fn lost_identity(&self, row: &InstanceRow) -> Looked {
+        tracing::error!(
+            instance.id = %self.guard.instance_id,
+            expected_seq = self.guard.seq,
+            found_seq = row.seq,
+            "another process writes in the name of this instance; admission stops"
+        );
+        Looked::Stopped(Stop::LostIdentity)
+    }
+
+    /// Takes over what the database knows.
+    async fn adopt(&mut self, row: &InstanceRow) -> Result<(), Stop> {
+        self.guard.seq = row.seq;
+        self.drop_posted(row.posted_no);
+        self.set_leases(&row.leases);
+        let touched: Vec<CounterKey> = row.leases.iter().map(|lease| lease.key).collect();
+        self.confirm(&touched).await
+    }
+
+    /// Forgets records that the database has taken in.
+    fn drop_posted(&mut self, posted_no: i64) {
+        self.take_posts();
+        let known = self
+            .backlog
+            .iter()
+            .take_while(|numbered| numbered.post_no <= posted_no)
+            .count();
+        self.forget_posted(known);
+        self.posted_no = self.posted_no.max(posted_no);
+    }
+
+    /// Makes every local lease what the database says.
+    pub(super) fn set_leases(&self, leases: &[Lease]) {
+        let known: HashMap<CounterKey, Amounts> =
+            leases.iter().map(|lease| (lease.key, lease.held)).collect();
+        for desk in self.shared.desks.all() {
+            for (key, counter) in desk.book.lock().iter_mut() {
+                counter.lease = known.get(key).copied().unwrap_or_default();
+            }
+        }
+        for lease in leases {
+            let desk = self.shared.desks.get_or_make(lease.key.tenant_id);
+            desk.book.lock().entry(lease.key).lease = lease.held;
+        }
+    }
+
+    /// An operator has settled this instance: nothing new; what is left is handed in.
+    fn adopt_resolved(&mut self, row: &InstanceRow) {
+        if self.mode == PostMode::Live {
+            tracing::error!(
+                instance.id = %self.guard.instance_id,
+                "an operator has settled this instance; admission stops, what is open is handed in"
+            );
+        }
+        self.mode = PostMode::Late;
+        self.shared.suspend_admission();
+        self.guard.seq = row.seq;
+        if row.posted_no < self.posted_no {
+            // It went back as well.
+            self.reload_posts(row.posted_no);
+        }
+        self.drop_posted(row.posted_no);
+        self.set_leases(&[]);
+    }
+
+    /// The database lost transactions: what is leased here is lowered to what is in use, and told to
+    /// the database whatever the caps say; what it lost is posted again.
+    async fn resync(&mut self, row: &InstanceRow) -> Result<(), Looked> {
+        tracing::error!(
+            instance.id = %self.guard.instance_id,
+            expected_seq = self.guard.seq,
+            found_seq = row.seq,
+            "the database went back; what it lost is posted again"
+        );
+        self.shared.stats.resyncs.fetch_add(1, Ordering::Relaxed);
+        if row.posted_no < self.posted_no && !self.reload_posts(row.posted_no) {
+            return Err(Looked::Stopped(Stop::JournalLost));
+        }
+        self.drop_posted(row.posted_no);
+        let mut leases = Vec::new();
+        for desk in self.shared.desks.all() {
+            for (key, counter) in desk.book.lock().iter_mut() {
+                counter.lease = counter.in_flight();
+                if !counter.lease.is_zero() || row.leases.iter().any(|lease| lease.key == *key) {
+                    leases.push(Lease {
+                        key: *key,
+                        held: counter.lease,
+                    });
+                }
+            }
+        }
+        leases.sort_by_key(|lease| lease.key);
+        let touched: Vec<CounterKey> = leases.iter().map(|lease| lease.key).collect();
+        self.announce(&touched).await.map_err(Looked::Stopped)?;
+        let row = self
+            .store
+            .resync(self.guard, &leases, self.clock.now())
+            .await
+            .map_err(|error| match error {
+                StoreError::Guard => Looked::Again,
+                other => Looked::Failed(other),
+            })?;
+        if row.posted_no < self.posted_no {
+            // It went back once more, between the look and the answer.
+            return Err(Looked::Again);
+        }
+        self.guard.seq = row.seq;
+        self.confirm(&touched).await.map_err(Looked::Stopped)
+    }
+
+    /// Puts posts back before the backlog that the database has lost.
+    fn reload_posts(&mut self, posted_no: i64) -> bool {
+        let lost = match self.shared.journal.posts_after(posted_no) {
+            Ok(lost) => lost,
+            Err(error) => {
+                tracing::error!(
+                    error = chain(&error),
+                    "posts that the database lost cannot be read from the journal"
+                );
+                return false;
+            }
+        };
+        let until = self.posted_no;
+        let lost: Vec<NumberedRecord> = lost
+            .into_iter()
+            .filter(|numbered| numbered.post_no <= until)
+            .collect();
+        self.posted_no = posted_no;
+        for numbered in lost.into_iter().rev() {
+            let desk = self.charge_again(&numbered);
+            self.backlog.push_front(numbered);
+            self.desks.push_front(desk);
+        }
+        true
+    }
+
+    /// Counts a record as unposted that is known from the journal only.
+    pub(super) fn charge_again(&self, numbered: &NumberedRecord) -> Arc<crate::account::Desk> {
+        let record = &numbered.record;
+        let open = &record.open;
+        let desk = self.shared.desks.get_or_make(open.payer.tenant_id);
+        desk.book.lock().end(
+            open.payer,
+            open.period,
+            open.hold.leased,
+            Amounts::ZERO,
+            record.charge(),
+        );
+        self.shared.stats.waiting.fetch_add(1, Ordering::Relaxed);
+        desk
+    }
+
+    /// Hands in the end of a resolved instance, unless it turns out to be live again.
+    pub(super) async fn end_late(&mut self) -> Result<(), Stop> {
+        while self.mode == PostMode::Late && self.backlog.is_empty() {
+            self.announce(&[]).await?;
+            match self.store.end_late(self.guard, self.clock.now()).await {
+                Ok(()) => {
+                    self.guard.seq += 1;
+                    self.confirm(&[]).await?;
+                    return Err(Stop::Settled);
+                }
+                Err(error) => self.note_failure(&error),
+            }
+            // It says so when it is closed already.
+            self.reconcile().await?;
+        }
+        Ok(())
+    }
+}
+
+/// What a look at the database came to when it did not settle everything.
+enum Looked {
+    /// It may be asked again after a pause.
+    Failed(StoreError),
+    /// Something was changed; look again.
+    Again,
+    Stopped(Stop),
+}

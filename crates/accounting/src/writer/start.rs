@@ -1,0 +1,205 @@
+//! The start of an instance: what the journal and the database say of the last one is made true.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sluice_domain::id::{BootId, InstanceId};
+use sluice_domain::ports::{
+    Clock, Guard, InstanceRow, InstanceState, LedgerStore, PostMode, StoreError,
+};
+use sluice_domain::time::UnixMillis;
+
+use crate::journal::{Journal, JournalError, Replay};
+use crate::ledger::{Ledger, LedgerOptions};
+use crate::recovery::recovered;
+
+use super::{Stop, Writer};
+
+/// Who an instance is.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The instance: one per data folder.
+    pub instance_id: InstanceId,
+    /// Earlier starts of this folder that the database may know, the latest last.
+    pub earlier_boots: Vec<BootId>,
+    /// This start.
+    pub boot_id: BootId,
+}
+
+/// An instance may not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Another process has used its identity: the folder is a copy, or an old one.
+    #[error(
+        "the database knows more of this instance than its journal: the data folder is a copy or older"
+    )]
+    OlderCopy,
+    /// The database could not do what was asked; when it is away the start may be tried again.
+    #[error("the instance cannot be registered in the database")]
+    Store(#[source] StoreError),
+    /// The journal cannot be used.
+    #[error("the journal cannot be used")]
+    Journal(#[source] JournalError),
+    /// The instance was settled by an operator; what its journal had was handed in. It needs a new
+    /// instance id.
+    #[error("this instance was settled by an operator")]
+    Settled,
+}
+
+/// Claims the instance for this start, ends what the last one left open, and returns the ledger with
+/// its writer.
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(
+    options: LedgerOptions,
+    store: Arc<dyn LedgerStore>,
+    clock: Arc<dyn Clock>,
+    journal: Journal,
+    replay: Replay,
+    identity: Identity,
+) -> Result<(Ledger, Writer), StartError> {
+    let last_sent = replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq));
+    let row = claim(&*store, &identity, clock.now()).await?;
+    if row.state == InstanceState::Closed {
+        return Err(StartError::Settled);
+    }
+    // What an operator did is one more.
+    let settled = i64::from(row.state == InstanceState::Resolved);
+    if row.seq > last_sent + settled || row.posted_no >= replay.next_post_no.max(1) {
+        return Err(StartError::OlderCopy);
+    }
+    let went_back = row.seq < replay.seq || row.posted_no < replay.posted_no;
+    if !went_back {
+        journal
+            .note_ack(row.seq, row.posted_no, &row.leases)
+            .map_err(StartError::Journal)?;
+    }
+    // The next segment is there before the first request is.
+    journal.maintain(clock.now()).map_err(StartError::Journal)?;
+    let ledger = Ledger::new(options, journal);
+    let shared = Arc::clone(&ledger.shared);
+    let mut writer = Writer {
+        shared,
+        store,
+        clock,
+        guard: Guard {
+            instance_id: identity.instance_id,
+            boot_id: identity.boot_id,
+            seq: row.seq,
+        },
+        earlier_boots: identity.earlier_boots,
+        mode: PostMode::Live,
+        posted_no: row.posted_no,
+        backlog: VecDeque::new(),
+        desks: VecDeque::new(),
+        waiters: Vec::new(),
+        retry_at: None,
+    };
+    writer
+        .take_over(&row, replay, went_back)
+        .map_err(StartError::Journal)?;
+    if went_back {
+        // A number above every one that was ever used, so that the database is behind it.
+        writer.guard.seq += 1;
+    }
+    match writer.settle_start(went_back).await {
+        Ok(()) => Ok((ledger, writer)),
+        Err(Stop::Settled) => Err(StartError::Settled),
+        Err(Stop::LostIdentity) => Err(StartError::OlderCopy),
+        Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::Journal(JournalError::Full)),
+    }
+}
+
+/// Claims the instance. The outcome of a claim is never unknown for long: repeated by the same boot
+/// it changes nothing.
+async fn claim(
+    store: &dyn LedgerStore,
+    identity: &Identity,
+    now: UnixMillis,
+) -> Result<InstanceRow, StartError> {
+    store
+        .claim_instance(
+            identity.instance_id,
+            &identity.earlier_boots,
+            identity.boot_id,
+            now,
+        )
+        .await
+        .map_err(|error| match error {
+            StoreError::Guard => StartError::OlderCopy,
+            other => StartError::Store(other),
+        })
+}
+
+impl Writer {
+    /// Takes over what the last start left: leases from the database, posts from the journal, and
+    /// one record for each hold that was open.
+    fn take_over(
+        &mut self,
+        row: &InstanceRow,
+        replay: Replay,
+        went_back: bool,
+    ) -> Result<(), JournalError> {
+        self.guard.seq = self.guard.seq.max(if went_back {
+            replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq))
+        } else {
+            0
+        });
+        if row.state == InstanceState::Resolved {
+            self.mode = PostMode::Late;
+            self.shared.suspend_admission();
+        } else {
+            self.set_leases(&row.leases);
+        }
+        for numbered in self.shared.journal.posts_after(row.posted_no)? {
+            let desk = self.charge_again(&numbered);
+            self.backlog.push_back(numbered);
+            self.desks.push_back(desk);
+        }
+        let now = self.clock.now();
+        let open = replay.holds;
+        let count = u64::try_from(open.len()).unwrap_or(0);
+        if count > 0 {
+            tracing::warn!(
+                requests = count,
+                "requests were cut off by a crash; they are recorded from the journal"
+            );
+        }
+        for hold in open {
+            let record = Box::new(recovered(hold, now));
+            let mut turn = self.shared.journal.turn();
+            let request_id = record.open.request_id;
+            let slot = match self.shared.journal.slot_of(request_id) {
+                Some(slot) => slot,
+                None => self.shared.journal.reserve(&record.open)?,
+            };
+            turn.post(record, slot);
+            let mut posted = Vec::new();
+            self.shared
+                .journal
+                .append(&mut turn, |numbered| posted.push(numbered))?;
+            for numbered in posted {
+                let desk = self.charge_again(&numbered);
+                self.backlog.push_back(numbered);
+                self.desks.push_back(desk);
+            }
+        }
+        self.shared.stats.recovered.store(count, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Brings the database to where the journal is, when it is behind, and hands everything in when
+    /// the instance was settled.
+    async fn settle_start(&mut self, went_back: bool) -> Result<(), Stop> {
+        if went_back && self.mode == PostMode::Live {
+            self.reconcile().await?;
+        }
+        while self.mode == PostMode::Late {
+            self.post_backlog().await?;
+            self.end_late().await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,257 @@
+//! `sluice ledger`: whether the accounts are sound, who takes part in them, and what an operator does
+//! about an instance that is gone.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use serde_json::json;
+use sluice_accounting::journal::{self, FolderDisk, Replay};
+use sluice_domain::id::{InstanceId, ProxyKeyId, TenantId, UserId};
+use sluice_domain::ports::InstanceState;
+use sluice_domain::quota::{Amounts, CounterKey, Lease, ScopeKind};
+use sluice_storage::resolve::{InstanceOverview, Resolved};
+use sluice_storage::verify::Finding;
+
+use super::admin::{Admin, with_database};
+use super::input::WrongUsage;
+use super::table::{ListArgs, Table, grouped, time};
+use crate::config::Config;
+use crate::terminal;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum LedgerCommand {
+    /// Check that every figure follows from the records; reads only, exits with 1 when one does not
+    ///
+    /// Held amounts are compared with leases, used amounts with records and entries, records with
+    /// daily and monthly sums, post numbers with each other.
+    Verify {
+        /// Check the journal of a stopped instance too: the folder `journal` in its data folder
+        #[arg(long, value_name = "DIR")]
+        journal: Option<PathBuf>,
+        #[command(flatten)]
+        list: ListArgs,
+    },
+    /// List the instances that have written to the ledger, and what each has leased
+    Instances(#[command(flatten)] ListArgs),
+    /// Settle an instance that is gone for good, so that its leases do not block months and quotas
+    ///
+    /// What it had leased counts against the quotas and is never billed. When its data folder comes
+    /// back and is started, the facts in its journal take the place of that.
+    Resolve {
+        /// The instance, as `sluice ledger instances` shows it
+        instance: InstanceId,
+        /// Give its leases back at once instead: should its journal come back, quotas may be
+        /// overdrawn by what it had not posted
+        #[arg(long)]
+        release: bool,
+        /// Confirm `--release`
+        #[arg(long, requires = "release")]
+        yes: bool,
+        /// Settle it although it was heard of less than five minutes ago
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+pub(super) fn run(command: LedgerCommand, config: &Config) -> anyhow::Result<()> {
+    with_database(config, async |admin| match command {
+        LedgerCommand::Verify { journal, list } => verify(admin, journal.as_deref(), list).await,
+        LedgerCommand::Instances(list) => instances(admin, list).await,
+        LedgerCommand::Resolve {
+            instance,
+            release,
+            yes,
+            force,
+        } => {
+            if release && !yes {
+                bail!(WrongUsage(
+                    "`--release` may lead to an overdraft; confirm it with `--yes`".to_owned()
+                ));
+            }
+            resolve(admin, instance, release, force).await
+        }
+    })
+}
+
+async fn verify(admin: &Admin<'_>, journal: Option<&Path>, list: ListArgs) -> anyhow::Result<()> {
+    let mut findings = admin.storage.verify_ledger(admin.now).await?;
+    if let Some(folder) = journal {
+        findings.extend(verify_journal(admin, folder).await?);
+    }
+    let mut table = Table::new(&["rule", "table", "key", "expected", "found", "meaning"]);
+    for finding in &findings {
+        table.push([
+            json!(finding.id),
+            json!(finding.table),
+            json!(finding.key),
+            json!(finding.expected),
+            json!(finding.found),
+            json!(finding.sentence),
+        ]);
+    }
+    table.print(list, "the ledger is sound")?;
+    let faults = findings.iter().filter(|f| !f.is_warning()).count();
+    if faults > 0 {
+        bail!("the ledger has {faults} faults");
+    }
+    Ok(())
+}
+
+/// Compares the journal of a stopped instance with what the database knows of it.
+async fn verify_journal(admin: &Admin<'_>, folder: &Path) -> anyhow::Result<Vec<Finding>> {
+    let disk = FolderDisk::open(folder).context("the journal cannot be opened")?;
+    let replay = journal::replay(&disk).context("the journal cannot be read")?;
+    let Some(instance_id) = replay.instance_id else {
+        bail!("{} holds no journal", folder.display());
+    };
+    let instances = admin.storage.list_instances().await?;
+    let Some(instance) = instances.iter().find(|i| i.instance_id == instance_id) else {
+        bail!("the database knows nothing of {instance_id}, whose journal this is");
+    };
+    terminal::note(&format!(
+        "{instance_id}: {} requests were open, posts up to {} of {} are in the database",
+        replay.holds.len(),
+        instance.posted_no,
+        replay.next_post_no - 1
+    ));
+    Ok(compare(instance, &replay))
+}
+
+fn compare(instance: &InstanceOverview, replay: &Replay) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let finding = |key: String, expected: String, found: String, sentence| Finding {
+        id: "J1",
+        table: "journal",
+        key,
+        expected,
+        found,
+        sentence,
+    };
+    let last = replay.next_post_no - 1;
+    if instance.posted_no > last {
+        findings.push(finding(
+            instance.instance_id.to_string(),
+            format!("at least {}", instance.posted_no),
+            last.to_string(),
+            "the database has posts that the journal does not have: the folder is older or a copy",
+        ));
+    }
+    if instance.state != InstanceState::Live {
+        return findings;
+    }
+    for Lease { key, held } in open_bounds(replay) {
+        let leased = instance
+            .leases
+            .iter()
+            .find(|stored| stored.lease.key == key)
+            .map_or(Amounts::ZERO, |stored| stored.lease.held);
+        if !held.fits(leased) {
+            findings.push(finding(
+                format!("{} of {}", scope_id(key), key.month),
+                format!("at least {} tokens leased", held.tokens),
+                leased.tokens.to_string(),
+                "open requests hold more than the instance has leased",
+            ));
+        }
+    }
+    findings
+}
+
+/// Returns the scope of a counter as other commands show it.
+fn scope_id(key: CounterKey) -> String {
+    let id = key.scope.id;
+    match key.scope.kind {
+        ScopeKind::Tenant => TenantId::from_uuid(id).to_string(),
+        ScopeKind::User => UserId::from_uuid(id).to_string(),
+        ScopeKind::Key => ProxyKeyId::from_uuid(id).to_string(),
+    }
+}
+
+/// What the open holds of a journal have set aside, by counter.
+fn open_bounds(replay: &Replay) -> Vec<Lease> {
+    let mut bounds = std::collections::BTreeMap::<CounterKey, Amounts>::new();
+    for hold in &replay.holds {
+        let open = &hold.open;
+        for key in open.payer.counters(open.period) {
+            if open.hold.leased.contains(key.scope.kind) {
+                let sum = bounds.entry(key).or_default();
+                *sum = sum.plus(open.hold.bound);
+            }
+        }
+    }
+    bounds
+        .into_iter()
+        .map(|(key, held)| Lease { key, held })
+        .collect()
+}
+
+async fn instances(admin: &Admin<'_>, list: ListArgs) -> anyhow::Result<()> {
+    let mut table = Table::new(&[
+        "id",
+        "state",
+        "last_seen",
+        "posted",
+        "quarantined",
+        "leased_tokens",
+        "in_flight_tokens",
+        "exposed_tokens",
+    ]);
+    for instance in admin.storage.list_instances().await? {
+        let sum = |amounts: &mut dyn Iterator<Item = Amounts>| {
+            amounts.fold(Amounts::ZERO, Amounts::plus).tokens
+        };
+        table.push([
+            json!(instance.instance_id.to_string()),
+            json!(instance.state.as_str()),
+            time(instance.heartbeat_at),
+            json!(instance.posted_no),
+            json!(instance.quarantined),
+            json!(sum(&mut instance.leases.iter().map(|l| l.lease.held))),
+            json!(sum(&mut instance.leases.iter().map(|l| l.in_flight))),
+            json!(sum(&mut instance.exposures.iter().map(|l| l.held))),
+        ]);
+    }
+    table.print(list, "no instance has written to the ledger yet")
+}
+
+async fn resolve(
+    admin: &Admin<'_>,
+    instance: InstanceId,
+    release: bool,
+    force: bool,
+) -> anyhow::Result<()> {
+    let resolved = admin
+        .storage
+        .resolve_instance(instance, release, force, admin.now)
+        .await?;
+    match resolved {
+        Resolved::Settled(leases) => {
+            for Lease { key, held } in &leases {
+                terminal::note(&format!(
+                    "{} of {}: {} tokens {}",
+                    scope_id(*key),
+                    key.month,
+                    grouped(&held.tokens.to_string()),
+                    if release {
+                        "given back"
+                    } else {
+                        "count as used until the journal comes back"
+                    }
+                ));
+            }
+            terminal::note(&format!("instance {instance} is settled"));
+        }
+        Resolved::Already(state) => {
+            terminal::note(&format!("instance {instance} is {state} already"));
+        }
+        Resolved::Alive { heartbeat_at } => bail!(
+            "instance {instance} was heard of at {}; stop it first, or add `--force`",
+            heartbeat_at.to_rfc3339()
+        ),
+        Resolved::Unknown => {
+            bail!("there is no instance {instance}; `sluice ledger instances` lists what there is")
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,98 @@
+//! The guard: the first statement of every transaction of an instance.
+
+use sluice_domain::ports::{Guard, InstanceState, PostMode, StoreError};
+use sluice_domain::record::NumberedRecord;
+use sluice_domain::time::UnixMillis;
+use uuid::Uuid;
+
+use crate::error::{Failure, internal};
+
+statements! {
+    // A commit of unknown outcome, a copied folder and a database that went back are all a row that
+    // does not fit.
+    PASS_GUARD = "UPDATE instances SET seq = seq + 1, heartbeat_at_ms = $5, \
+            posted_no = CASE WHEN posted_no < $7 THEN $7 ELSE posted_no END, \
+            posted_rows = posted_rows + $8 \
+        WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4 AND posted_no >= $6";
+    FIND_GUARD = "SELECT instance_id FROM instances \
+        WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4";
+    PASS_RESYNC = "UPDATE instances SET seq = CAST($3 AS BIGINT) + 1, heartbeat_at_ms = $4 \
+        WHERE instance_id = $1 AND boot_id = $2 AND state = 'live' AND seq < $3";
+}
+
+/// The numbers of a batch, which must be dense.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Numbers {
+    pub(crate) before_first: i64,
+    pub(crate) last: i64,
+}
+
+impl Numbers {
+    pub(crate) fn of(records: &[NumberedRecord]) -> Result<Self, StoreError> {
+        let first = records.first().map_or(1, |numbered| numbered.post_no);
+        let is_dense = first >= 1 && (first..).zip(records).all(|(no, n)| n.post_no == no);
+        if !is_dense {
+            return Err(internal("the numbers of a batch are not dense"));
+        }
+        let last = records.last().map_or(0, |numbered| numbered.post_no);
+        Ok(Self {
+            before_first: first - 1,
+            last,
+        })
+    }
+}
+
+/// The state in which an instance may post so.
+const fn state_for(mode: PostMode) -> InstanceState {
+    match mode {
+        PostMode::Live => InstanceState::Live,
+        PostMode::Late => InstanceState::Resolved,
+    }
+}
+
+on_both! {
+    /// Checks and advances the row of the instance; nothing may happen when it does not fit.
+    pub(crate) async fn pass_guard(
+        &mut self,
+        guard: Guard,
+        mode: PostMode,
+        numbers: Numbers,
+        new_rows: usize,
+        now: UnixMillis,
+    ) -> Result<(), Failure> {
+        let (instance, boot) = (guard.instance_id.as_uuid(), guard.boot_id.as_uuid());
+        let state = state_for(mode).as_str();
+        let passed = sql!(
+            PASS_GUARD,
+            instance,
+            boot,
+            guard.seq,
+            state,
+            now.0,
+            numbers.before_first,
+            numbers.last,
+            i64::try_from(new_rows).unwrap_or(i64::MAX),
+        )
+        .execute(&mut *self.conn)
+        .await?;
+        if passed.rows_affected() == 1 {
+            return Ok(());
+        }
+        let fits: Option<Uuid> = sql_scalar!(FIND_GUARD, instance, boot, guard.seq, state)
+            .fetch_optional(&mut *self.conn)
+            .await?;
+        if fits.is_some() {
+            return Err(internal("posts are missing before the first of this batch").into());
+        }
+        Err(StoreError::Guard.into())
+    }
+
+    /// As [`Self::pass_guard`], when the number in the database is behind: it becomes one more than
+    /// that of the guard.
+    pub(crate) async fn pass_resync(&mut self, guard: Guard, now: UnixMillis) -> Result<(), Failure> {
+        let (instance, boot) = (guard.instance_id.as_uuid(), guard.boot_id.as_uuid());
+        let passed =
+            sql!(PASS_RESYNC, instance, boot, guard.seq, now.0).execute(&mut *self.conn).await?;
+        if passed.rows_affected() == 1 { Ok(()) } else { Err(StoreError::Guard.into()) }
+    }
+}

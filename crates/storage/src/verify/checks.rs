@@ -1,0 +1,148 @@
+//! The queries of the identities: each finds the rows that break one.
+
+statements! {
+    // What is held is what the instances have leased.
+    V1_HELD = "SELECT c.scope, c.scope_id, c.period, \
+            COALESCE(l.tokens, 0) AS expected_tokens, c.held_tokens AS found_tokens, \
+            COALESCE(l.nano, 0) AS expected_nano, c.held_nano AS found_nano \
+        FROM counters c LEFT JOIN (SELECT counter_id, CAST(SUM(held_tokens) AS BIGINT) AS tokens, \
+                CAST(SUM(held_nano) AS BIGINT) AS nano FROM leases GROUP BY counter_id) l \
+            ON l.counter_id = c.counter_id \
+        WHERE c.held_tokens <> COALESCE(l.tokens, 0) OR c.held_nano <> COALESCE(l.nano, 0)";
+    V1_LOST_LEASES = "SELECT l.instance_id, l.counter_id AS id FROM leases l \
+        WHERE NOT EXISTS (SELECT 1 FROM counters c WHERE c.counter_id = l.counter_id)";
+    // What is used is what records and entries say.
+    V2_USED = "SELECT c.scope, c.scope_id, c.period, \
+            COALESCE(r.tokens, 0) + COALESCE(e.tokens, 0) AS expected_tokens, c.used_tokens AS found_tokens, \
+            COALESCE(r.nano, 0) + COALESCE(e.nano, 0) AS expected_nano, c.used_nano AS found_nano \
+        FROM counters c \
+        LEFT JOIN (SELECT 'tenant' AS scope, tenant_id AS scope_id, period, \
+                CAST(SUM(quota_tokens) AS BIGINT) AS tokens, CAST(SUM(charge_nano) AS BIGINT) AS nano \
+                FROM usage_records GROUP BY tenant_id, period \
+            UNION ALL SELECT 'user', user_id, period, CAST(SUM(quota_tokens) AS BIGINT), \
+                CAST(SUM(charge_nano) AS BIGINT) FROM usage_records GROUP BY user_id, period \
+            UNION ALL SELECT 'key', key_id, period, CAST(SUM(quota_tokens) AS BIGINT), \
+                CAST(SUM(charge_nano) AS BIGINT) FROM usage_records GROUP BY key_id, period) r \
+            ON r.scope = c.scope AND r.scope_id = c.scope_id AND r.period = c.period \
+        LEFT JOIN (SELECT counter_id, CAST(SUM(amount_tokens) AS BIGINT) AS tokens, \
+                CAST(SUM(amount_nano) AS BIGINT) AS nano FROM ledger_entries GROUP BY counter_id) e \
+            ON e.counter_id = c.counter_id \
+        WHERE c.used_tokens <> COALESCE(r.tokens, 0) + COALESCE(e.tokens, 0) \
+            OR c.used_nano <> COALESCE(r.nano, 0) + COALESCE(e.nano, 0)";
+    // Nothing is overdrawn that was not counted.
+    V3_PEAK = "SELECT scope, scope_id, period, \
+            peak_cap_tokens + over_tokens AS expected_tokens, used_tokens + held_tokens AS found_tokens, \
+            peak_cap_nano + over_nano AS expected_nano, used_nano + held_nano AS found_nano \
+        FROM counters WHERE used_tokens + held_tokens > peak_cap_tokens + over_tokens \
+            OR used_nano + held_nano > peak_cap_nano + over_nano";
+    // Every number that an instance gave is a row.
+    V4_NUMBERS = "SELECT i.instance_id, i.posted_no, i.posted_rows, i.quarantined_rows, i.dropped_rows, \
+            COALESCE(r.n, 0) AS records, COALESCE(r.last, 0) AS last, COALESCE(q.n, 0) AS quarantined \
+        FROM instances i \
+        LEFT JOIN (SELECT instance_id, COUNT(*) AS n, MAX(post_no) AS last FROM usage_records \
+            GROUP BY instance_id) r ON r.instance_id = i.instance_id \
+        LEFT JOIN (SELECT instance_id, COUNT(*) AS n FROM quarantine GROUP BY instance_id) q \
+            ON q.instance_id = i.instance_id \
+        WHERE i.posted_rows <> COALESCE(r.n, 0) + i.dropped_rows OR COALESCE(r.last, 0) > i.posted_no \
+            OR i.posted_rows + i.quarantined_rows <> i.posted_no \
+            OR i.quarantined_rows < COALESCE(q.n, 0)";
+    V4_UNKNOWN_INSTANCES = "SELECT DISTINCT r.instance_id FROM usage_records r \
+        WHERE NOT EXISTS (SELECT 1 FROM instances i WHERE i.instance_id = r.instance_id)";
+    // The rollups are the records, per key and in every sum.
+    V5_DAYS = "SELECT tenant_id, key_id, model, local_day AS at, \
+            CAST(SUM(n) AS BIGINT) AS n, CAST(SUM(quota) AS BIGINT) AS tokens, CAST(SUM(charge) AS BIGINT) AS nano \
+        FROM (SELECT tenant_id, local_day, key_id, user_id, requested_model AS model, \
+                COALESCE(upstream_id, $1) AS upstream_id, period, statement_period, 1 AS n, \
+                CASE WHEN ending <> 'finished' OR status >= 400 THEN 1 ELSE 0 END AS failures, \
+                input_tokens AS input, cached_input_tokens AS cached, cache_write_input_tokens AS written, \
+                output_tokens AS output, reasoning_output_tokens AS reasoning, quota_tokens AS quota, \
+                charge_nano AS charge, excess_tokens AS excess, excess_nano AS loss FROM usage_records \
+            UNION ALL SELECT tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period, \
+                -requests, -failures, -input_tokens, -cached_input_tokens, -cache_write_input_tokens, \
+                -output_tokens, -reasoning_output_tokens, -quota_tokens, -charge_nano, -excess_tokens, \
+                -excess_nano FROM rollup_daily) s \
+        GROUP BY tenant_id, local_day, key_id, user_id, model, upstream_id, period, statement_period \
+        HAVING SUM(n) <> 0 OR SUM(failures) <> 0 OR SUM(input) <> 0 OR SUM(cached) <> 0 OR SUM(written) <> 0 \
+            OR SUM(output) <> 0 OR SUM(reasoning) <> 0 OR SUM(quota) <> 0 OR SUM(charge) <> 0 \
+            OR SUM(excess) <> 0 OR SUM(loss) <> 0";
+    V5_MONTHS = "SELECT tenant_id, key_id, model, period AS at, \
+            CAST(SUM(n) AS BIGINT) AS n, CAST(SUM(quota) AS BIGINT) AS tokens, CAST(SUM(charge) AS BIGINT) AS nano \
+        FROM (SELECT tenant_id, key_id, user_id, model, upstream_id, period, statement_period, \
+                requests AS n, failures, input_tokens AS input, cached_input_tokens AS cached, \
+                cache_write_input_tokens AS written, output_tokens AS output, \
+                reasoning_output_tokens AS reasoning, quota_tokens AS quota, charge_nano AS charge, \
+                excess_tokens AS excess, excess_nano AS loss FROM rollup_daily \
+            UNION ALL SELECT tenant_id, key_id, user_id, model, upstream_id, period, statement_period, \
+                -requests, -failures, -input_tokens, -cached_input_tokens, -cache_write_input_tokens, \
+                -output_tokens, -reasoning_output_tokens, -quota_tokens, -charge_nano, -excess_tokens, \
+                -excess_nano FROM rollup_monthly) s \
+        GROUP BY tenant_id, key_id, user_id, model, upstream_id, period, statement_period \
+        HAVING SUM(n) <> 0 OR SUM(failures) <> 0 OR SUM(input) <> 0 OR SUM(cached) <> 0 OR SUM(written) <> 0 \
+            OR SUM(output) <> 0 OR SUM(reasoning) <> 0 OR SUM(quota) <> 0 OR SUM(charge) <> 0 \
+            OR SUM(excess) <> 0 OR SUM(loss) <> 0";
+    // A charge is never more than what was held, and an excess only beyond it.
+    V6_AMOUNTS = "SELECT request_id, bound_tokens, bound_nano, quota_tokens, charge_nano, excess_tokens, excess_nano \
+        FROM usage_records \
+        WHERE quota_tokens < 0 OR quota_tokens > bound_tokens OR charge_nano < 0 OR charge_nano > bound_nano \
+            OR excess_tokens < 0 OR excess_nano < 0 OR (excess_tokens > 0 AND quota_tokens < bound_tokens) \
+            OR (excess_nano > 0 AND charge_nano < bound_nano)";
+    // Every month that has records has a counter and stands in the calendar, which holds their days.
+    V7_MONTHS = "SELECT r.tenant_id, r.period, r.first_day, r.last_day, c.counter_id, p.starts_at_ms, p.ends_at_ms \
+        FROM (SELECT tenant_id, period, MIN(local_day) AS first_day, MAX(local_day) AS last_day \
+            FROM usage_records GROUP BY tenant_id, period) r \
+        LEFT JOIN counters c ON c.scope = 'tenant' AND c.scope_id = r.tenant_id AND c.period = r.period \
+        LEFT JOIN periods p ON p.tenant_id = r.tenant_id AND p.period = r.period";
+    // No more was released than was exposed; nothing is left of a closed instance.
+    V8_EXPOSURES = "SELECT e.instance_id, e.counter_id AS id, i.state, \
+            CAST(SUM(e.amount_tokens) AS BIGINT) AS tokens, CAST(SUM(e.amount_nano) AS BIGINT) AS nano \
+        FROM ledger_entries e LEFT JOIN instances i ON i.instance_id = e.instance_id \
+        WHERE e.request_id IS NULL \
+        GROUP BY e.instance_id, e.counter_id, i.state \
+        HAVING SUM(e.amount_tokens) < 0 OR SUM(e.amount_nano) < 0 \
+            OR (i.state = 'closed' AND (SUM(e.amount_tokens) <> 0 OR SUM(e.amount_nano) <> 0))";
+    // The months of a tenant do not overlap, and those that follow each other adjoin.
+    V9_CALENDAR = "SELECT a.tenant_id, a.period, a.ends_at_ms AS ends, b.starts_at_ms AS starts \
+        FROM periods a JOIN periods b ON b.tenant_id = a.tenant_id AND b.starts_at_ms = \
+            (SELECT MIN(n.starts_at_ms) FROM periods n \
+                WHERE n.tenant_id = a.tenant_id AND n.starts_at_ms > a.starts_at_ms) \
+        WHERE b.starts_at_ms < a.ends_at_ms OR (b.starts_at_ms > a.ends_at_ms AND b.period = \
+            CASE WHEN a.period % 100 = 12 THEN a.period + 89 ELSE a.period + 1 END)";
+    // A closed month has the records that its statement counted.
+    V10_STATEMENTS = "SELECT s.tenant_id, s.statement_period AS period, s.record_count AS expected, \
+            COALESCE(r.n, 0) AS found \
+        FROM statements s LEFT JOIN (SELECT tenant_id, statement_period, COUNT(*) AS n FROM usage_records \
+            GROUP BY tenant_id, statement_period) r \
+            ON r.tenant_id = s.tenant_id AND r.statement_period = s.statement_period \
+        WHERE s.version = (SELECT MAX(v.version) FROM statements v \
+                WHERE v.tenant_id = s.tenant_id AND v.statement_period = s.statement_period) \
+            AND s.record_count <> COALESCE(r.n, 0)";
+    // One row per number.
+    V11_TWICE = "SELECT instance_id, post_no, COUNT(*) AS n FROM usage_records \
+        GROUP BY instance_id, post_no HAVING COUNT(*) > 1";
+    // Only live instances lease; what is in flight is a part of it.
+    V12_LEASES = "SELECT l.instance_id, l.counter_id AS id, i.state, l.held_tokens, l.held_nano, \
+            l.in_flight_tokens, l.in_flight_nano \
+        FROM leases l LEFT JOIN instances i ON i.instance_id = l.instance_id \
+        WHERE ((i.state IS NULL OR i.state <> 'live') AND (l.held_tokens <> 0 OR l.held_nano <> 0)) \
+            OR l.in_flight_tokens > l.held_tokens OR l.in_flight_nano > l.held_nano";
+    // The caps of the running month are those of the quotas.
+    V13_CAPS = "SELECT c.scope, c.scope_id, c.period, q.cap_tokens AS expected_tokens, c.cap_tokens AS found_tokens, \
+            q.cap_nano AS expected_nano, c.cap_nano AS found_nano \
+        FROM counters c \
+        JOIN periods p ON p.tenant_id = c.tenant_id AND p.period = c.period \
+            AND p.starts_at_ms <= $1 AND p.ends_at_ms > $1 \
+        LEFT JOIN quotas q ON q.scope = c.scope AND q.scope_id = c.scope_id \
+        WHERE c.cap_tokens IS DISTINCT FROM q.cap_tokens OR c.cap_nano IS DISTINCT FROM q.cap_nano";
+    W1_OVER = "SELECT scope, scope_id, period, CAST(0 AS BIGINT) AS expected_tokens, over_tokens AS found_tokens, \
+            CAST(0 AS BIGINT) AS expected_nano, over_nano AS found_nano \
+        FROM counters WHERE over_tokens > 0 OR over_nano > 0";
+    W1_ENDED = "SELECT c.scope, c.scope_id, c.period, CAST(0 AS BIGINT) AS expected_tokens, c.held_tokens AS found_tokens, \
+            CAST(0 AS BIGINT) AS expected_nano, c.held_nano AS found_nano \
+        FROM counters c JOIN periods p ON p.tenant_id = c.tenant_id AND p.period = c.period \
+        WHERE p.ends_at_ms <= $1 AND (c.held_tokens > 0 OR c.held_nano > 0)";
+    W1_QUARANTINE = "SELECT instance_id, post_no, reason FROM quarantine ORDER BY instance_id, post_no LIMIT 100";
+    W1_INSTANCES = "SELECT i.instance_id, i.state, i.heartbeat_at_ms FROM instances i \
+        WHERE i.state = 'resolved' OR (i.state = 'live' AND i.heartbeat_at_ms < $1 AND EXISTS \
+            (SELECT 1 FROM leases l WHERE l.instance_id = i.instance_id \
+                AND (l.held_tokens <> 0 OR l.held_nano <> 0)))";
+}
