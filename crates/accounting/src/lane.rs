@@ -131,6 +131,7 @@ impl Lane {
         let mut guard = self.inner.lock();
         let inner = &mut *guard;
         if !inner.turn.is_empty() {
+            crate::crash::point("turn.writing");
             let desks = &mut inner.desks;
             let appended = self.shared.journal.append(&mut inner.turn, |numbered| {
                 if let Some(desk) = desks.pop_front() {
@@ -151,6 +152,7 @@ impl Lane {
             self.shared.journal_failed(&error);
             return false;
         }
+        crate::crash::point("turn.written");
         inner.written += 1;
         let waiting = std::mem::take(&mut inner.waiting);
         drop(guard);

@@ -224,6 +224,7 @@ pub(crate) struct Shared {
 impl Shared {
     /// Takes a post that was written: called in the order of the numbers.
     pub(crate) fn take_post(&self, numbered: NumberedRecord, desk: Arc<Desk>) {
+        crate::crash::point("post.written");
         let record = &numbered.record;
         let open = &record.open;
         let wants_room = {
@@ -386,7 +387,9 @@ impl Ledger {
                     is_journaled: false,
                 };
                 entered.keep();
+                crate::crash::point("open.gathered");
                 written.await;
+                crate::crash::point("open.written");
                 Ok(hold.journaled())
             }
             Err(refusal) => Err(Refused { refusal, record }),
@@ -412,12 +415,14 @@ impl Ledger {
             return Err(Refusal::Behind);
         }
         open.hold.leased = account.leased();
+        crate::crash::point("hold.reserving");
         let slot = shared.journal.reserve(open).map_err(|error| {
             if matches!(error, JournalError::Failed { .. }) {
                 shared.journal_failed(&error);
             }
             Refusal::Journal
         })?;
+        crate::crash::point("hold.reserved");
         let HoldTerms { bound, leased, .. } = open.hold;
         let (payer, month) = (open.payer, open.period);
         let held = account
@@ -436,6 +441,7 @@ impl Ledger {
             // Rare: in a box it does not weigh on every request.
             Err(_short) => Box::pin(self.wait_for_room(account, open, now, patience)).await?,
         };
+        crate::crash::point("hold.held");
         Ok(Admitted {
             entered,
             slot,
@@ -583,7 +589,10 @@ impl Hold {
 
     fn post_once(&mut self) -> Option<Written> {
         let Pending { record, slot, desk } = self.pending.take()?;
-        Some(self.lane.post(record, slot, desk))
+        crate::crash::point("post.begun");
+        let written = self.lane.post(record, slot, desk);
+        crate::crash::point("post.gathered");
+        Some(written)
     }
 }
 

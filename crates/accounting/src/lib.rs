@@ -11,13 +11,15 @@
 //!
 //! Modules in reading order: `book` (what is free of each counter), `account` (who pays), `ledger`
 //! (holds), `lane` (lines of one turn), [`journal`] (the redo log), `policy` (how much is leased),
-//! `writer` (transactions), `recovery` (requests that a crash cut off).
+//! `writer` (transactions), `recovery` (requests that a crash cut off), [`crash`] (where tests let
+//! the process die).
 //!
 //! A new way to end a request is a variant of [`Ending`](sluice_domain::usage::Ending); nothing
 //! changes here, because all of them post through [`Hold::post`].
 
 mod account;
 mod book;
+pub mod crash;
 pub mod journal;
 mod lane;
 mod ledger;

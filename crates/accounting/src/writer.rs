@@ -34,6 +34,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
 /// How often a closing writer looks whether everything has ended.
 const CLOSING_TICK: Duration = Duration::from_millis(20);
+/// How long a transaction may take before its answer counts as lost.
+const TRANSACTION_PATIENCE: Duration = Duration::from_secs(10);
 /// How often an instance says that it lives.
 const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often requests that wait for room are tried again, and recalled leases are looked for.
@@ -186,7 +188,9 @@ impl Writer {
                 flush_lanes(&self.shared);
                 self.take_posts();
                 self.post_backlog().await?;
+                crate::crash::point("stop.posted");
                 self.return_all().await?;
+                crate::crash::point("stop.returned");
                 if self.has_open_work() {
                     return Err(Stop::Deadline);
                 }
@@ -243,12 +247,16 @@ impl Writer {
     async fn announce(&mut self, touched: &[CounterKey]) -> Result<(), Stop> {
         loop {
             let leases = self.local_leases(touched);
-            let noted = self.shared.journal.note_sent(self.guard.seq + 1, &leases);
-            match noted {
-                Ok(()) => return self.sync_journal().await,
+            crate::crash::point("sent.noting");
+            match self.shared.journal.note_sent(self.guard.seq + 1, &leases) {
+                Ok(()) => break,
                 Err(error) => self.wait_for_journal(&error).await?,
             }
         }
+        crate::crash::point("sent.noted");
+        self.sync_journal().await?;
+        crate::crash::point("sent.synced");
+        Ok(())
     }
 
     /// Notes in the journal what the database has confirmed.
@@ -296,7 +304,7 @@ impl Writer {
     }
 
     async fn heartbeat(&mut self) -> Result<(), Stop> {
-        match self.store.heartbeat(self.guard, self.clock.now()).await {
+        match bounded(self.store.heartbeat(self.guard, self.clock.now())).await {
             Ok(()) => {
                 self.shared.is_database_up.store(true, Ordering::Relaxed);
                 Ok(())
@@ -321,6 +329,16 @@ impl Writer {
             waiting = stats.waiting(),
             "a transaction of the ledger failed"
         );
+    }
+}
+
+/// Waits for the database only so long: a server that has vanished never answers.
+async fn bounded<T>(call: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    match tokio::time::timeout(TRANSACTION_PATIENCE, call).await {
+        Ok(result) => result,
+        Err(elapsed) => Err(StoreError::Unavailable {
+            source: elapsed.into(),
+        }),
     }
 }
 

@@ -17,6 +17,7 @@ use http::header::{HeaderName, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use ipnet::IpNet;
+use sluice_accounting::crash;
 use sluice_accounting::journal::AttemptStart;
 use sluice_domain::id::RequestId;
 use sluice_domain::record::{Caller, OpenRequest};
@@ -171,6 +172,7 @@ impl RelayCall {
         let render = |target: &TargetInfo<'_>| {
             let now = app.now();
             self.side.attempt_begins(target, now);
+            crash::point("attempt.begun");
             self.worker.lane.attempt(&AttemptStart {
                 request_id: self.request_id,
                 n: 0,
@@ -189,6 +191,7 @@ impl RelayCall {
                     member: max_output_member(self.endpoint, target.kind),
                 }),
             };
+            crash::point("dispatch.rendered");
             rewrite(&self.body, &self.outline, &changes)
         };
         let call = Call {

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use arc_swap::ArcSwap;
+use sluice_accounting::crash;
 use sluice_accounting::journal::{self, FolderDisk, Journal};
 use sluice_accounting::{Finish, Identity, Ledger, LedgerOptions, StartError, Writer};
 use sluice_domain::key::KeyHasher;
@@ -108,6 +109,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 
     let (ledger, writer) = start_ledger(&config, &storage, clock, &folder, &identity).await?;
     folder.confirm_boot(identity.boot_id)?;
+    crash::point("start.confirmed");
 
     // The position comes before the first read, so that no change falls between them.
     let feed_position = storage
@@ -160,11 +162,13 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         tokio::spawn(writer.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
     let control_lane = tokio::spawn(Arc::clone(&app.control_lane).run());
 
+    crash::point("start.serving");
     let threads = start_workers(&app, listeners)?;
     tracing::info!(%address, workers = threads.len(), instance.id = %identity.instance_id, "accepting requests");
     on_ready(address);
 
     let ended = drain(&app, threads, &mut signals, &mut writer).await;
+    crash::point("stop.drained");
     posting_closed.cancel();
     let finish = match ended {
         Ok(Some(finish)) => Ok(finish),
@@ -321,6 +325,7 @@ async fn drain(
         open_holds = app.ledger.stats().open_holds(),
         "stopping; open requests may end first"
     );
+    crash::point("stop.asked");
     app.draining.give();
     tokio::select! {
         () = wait_for(&threads) => {}

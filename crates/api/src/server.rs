@@ -20,6 +20,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use sluice_accounting::crash;
 use sluice_domain::id::RequestId;
 use sluice_domain::route::Endpoint;
 use sluice_domain::time::UnixMillis;
@@ -143,6 +144,9 @@ async fn serve_connection(service: Arc<Service>, stream: TcpStream, peer: Socket
         }
         // A client that waits for its answer is not late, so nobody looks meanwhile; the end of the
         // answer passes here too.
+        if !activity.is_busy() {
+            crash::point("answer.sent");
+        }
         while !activity.is_busy() && next_look.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             if watch.is_overdue(&activity, now) {

@@ -31,8 +31,8 @@ pub struct OutputText {
     bytes: i64,
 }
 
-/// No tokenizer of the family makes fewer tokens of ordinary text than one per this many bytes.
-const BYTES_PER_TOKEN: i64 = 6;
+/// No token of the tokenizers here is longer than this many bytes.
+const MAX_TOKEN_BYTES: i64 = 128;
 
 impl OutputText {
     /// Returns whether nothing was written.
@@ -40,13 +40,14 @@ impl OutputText {
         self.counted == 0 && self.texts.iter().all(String::is_empty)
     }
 
-    /// Returns a cheap estimate from below while the text still comes: at least one token per piece,
-    /// and one per six bytes.
+    /// Returns a cheap bound from below while the text still comes: at least one token per piece, and
+    /// one for as many bytes as the longest token has. It is never more than was written, because a
+    /// request that a crash cuts off is charged by it.
     ///
     /// # Units
     /// Tokens.
     pub fn least_tokens(&self) -> i64 {
-        self.pieces.max(self.bytes / BYTES_PER_TOKEN)
+        self.pieces.max(self.bytes / MAX_TOKEN_BYTES)
     }
 
     /// Counts all of it with a tokenizer.
@@ -102,6 +103,13 @@ impl OutputText {
 /// That is before a space between a visible character and a letter: no tokenizer of the family joins
 /// what stands on its two sides. A text without one is cut anywhere, which can add a token.
 fn last_boundary(text: &str) -> usize {
+    clean_boundary(text).unwrap_or_else(|| {
+        let from = text.len().saturating_sub(SEARCHED_BYTES);
+        text.floor_char_boundary(from.max(text.len() / 2))
+    })
+}
+
+fn clean_boundary(text: &str) -> Option<usize> {
     let bytes = text.as_bytes();
     let from = bytes.len().saturating_sub(SEARCHED_BYTES);
     let tail = bytes.get(from..).unwrap_or_default();
@@ -109,13 +117,9 @@ fn last_boundary(text: &str) -> usize {
         [before, b' ', after] => !before.is_ascii_whitespace() && after.is_ascii_alphabetic(),
         _ => false,
     };
-    match tail
-        .windows(3)
+    tail.windows(3)
         .rposition(|window| before_is_ascii(window) && is_boundary(window))
-    {
-        Some(at) => from + at + 1,
-        None => text.floor_char_boundary(from.max(bytes.len() / 2)),
-    }
+        .map(|at| from + at + 1)
 }
 
 /// Keeps clear of characters of several bytes: some of them are white space.
@@ -128,6 +132,27 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_bound_from_below_is_never_more_than_the_count() {
+        let longest = " ".repeat(usize::try_from(MAX_TOKEN_BYTES).unwrap());
+        for word in [
+            " leather",
+            " internationalization",
+            " of",
+            " 東",
+            ".\n",
+            &longest,
+        ] {
+            let (mut apart, mut at_once) = (OutputText::default(), OutputText::default());
+            (0..40).for_each(|_| apart.add(0, word));
+            at_once.add(0, &word.repeat(40));
+            let least = at_once.least_tokens();
+            assert!((1..=at_once.count()).contains(&least), "{word:?}: {least}");
+            // Pieces are what the model made, and it makes whole tokens.
+            assert_eq!(apart.least_tokens(), 40, "{word:?}");
+        }
+    }
 
     #[test]
     fn choices_that_arrive_in_turns_are_counted_apart() {
@@ -184,8 +209,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_cut_changes_no_count(text in "([ \n.,a-zA-Z0-9'\u{e4}\u{a0}\u{2003}/-]{0,8} [a-z]{1,4}){1,40}") {
-            let at = last_boundary(&text);
-            if text.as_bytes().get(at) == Some(&b' ') {
+            if let Some(at) = clean_boundary(&text) {
                 let (head, tail) = text.split_at(at);
                 prop_assert_eq!(tokens::count_text(head) + tokens::count_text(tail), tokens::count_text(&text));
             }

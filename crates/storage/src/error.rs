@@ -74,6 +74,8 @@ fn from_sql(error: sqlx::Error) -> StoreError {
     let is_unavailable = match &error {
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
+        // A connection that is cut in the middle of a message reads as zeros.
+        | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolTimedOut
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => true,

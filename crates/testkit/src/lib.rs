@@ -2,13 +2,14 @@
 //!
 //! **For**: a provider that does what a script says ([`FakeUpstream`]), a client that shows the bytes
 //! ([`HttpClient`]), a clock that stands still ([`ManualClock`]), domain values with valid defaults
-//! ([`builders`]), programs under test ([`Program`]).
+//! ([`builders`]), programs under test ([`Program`]), a connection that
+//! can be cut ([`Link`]).
 //!
 //! **Never here**: anything that the product uses, and any knowledge of the product beside `domain`:
 //! what is tested must not help to test itself.
 //!
 //! Modules in reading order: [`words`] (text whose tokens are known), [`upstream`], [`client`],
-//! [`clock`], [`builders`], [`process`], [`backends`].
+//! [`clock`], [`builders`], [`process`], [`link`], [`backends`].
 //!
 //! A helper that cannot go on fails the test at the place where it was called. Waits have a bound.
 //!
@@ -51,6 +52,8 @@ pub mod builders;
 
 pub mod process;
 
+pub mod link;
+
 pub mod backends;
 
 mod fail;
@@ -60,6 +63,7 @@ mod wire;
 pub use backends::postgres_url;
 pub use client::{Closed, HttpClient, RawEvent, Request, Response, ResponseHead, call};
 pub use clock::ManualClock;
+pub use link::Link;
 pub use process::{FinishedProcess, Program, RunningProcess, free_port};
 pub use upstream::{ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd};
 pub use wire::Headers;

@@ -219,6 +219,29 @@ impl RunningProcess {
         }
     }
 
+    /// Waits for a line of either output that contains the text; `None` when the program ends before
+    /// it wrote one. Fails the test after `at_most`.
+    #[track_caller]
+    pub fn wait_for_line_or_exit(&self, text: &str, at_most: Duration) -> Option<String> {
+        let stopwatch = Stopwatch::start();
+        let mut state = self.output.state.lock();
+        loop {
+            if let Some((_, line)) = state.lines.iter().find(|(_, line)| line.contains(text)) {
+                return Some(line.clone());
+            }
+            if state.ended == 2 {
+                return None;
+            }
+            let left = at_most.saturating_sub(stopwatch.elapsed());
+            if left.is_zero() {
+                drop(state);
+                self.fail(&format!("did neither write a line with {text:?} nor end"));
+            }
+            // Whether it timed out is asked above.
+            let _timed_out = self.output.changed.wait_for(&mut state, left);
+        }
+    }
+
     /// Waits until the port of 127.0.0.1 accepts connections; fails the test after `at_most` and at
     /// once when the program has ended.
     #[track_caller]
@@ -424,6 +447,13 @@ mod tests {
         shell("echo broken >&2")
             .start()
             .wait_for_line("ready", Duration::from_mins(1));
+    }
+
+    #[test]
+    fn the_end_of_a_program_ends_the_wait_for_a_line() {
+        let wait = |script| shell(script).start().wait_for_line_or_exit("ready", SOON);
+        assert_eq!(wait("echo ready; sleep 60").as_deref(), Some("ready"));
+        assert_eq!(wait("echo broken"), None);
     }
 
     #[test]

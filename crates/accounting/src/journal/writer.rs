@@ -174,6 +174,7 @@ impl Writer {
             if index == segments {
                 break;
             }
+            crate::crash::point("roll.begun");
             credit += signed(MAX_LINE) - i64::try_from(active.room()).unwrap_or(i64::MAX);
             active = self.prepared[index].clone();
             stamp.salt = active.header.salt();
@@ -194,6 +195,7 @@ impl Writer {
             info.last_sequence = info.ready_sequence;
             info.end = active.offset;
             infos.push(info);
+            crate::crash::point("roll.checkpoint_written");
         }
         for (index, run) in runs.iter().enumerate() {
             if index > 0 {

@@ -16,7 +16,7 @@ use crate::book::leased_counters;
 use crate::ledger::{NoRoom, Patience, Refusal, Waiter};
 use crate::policy::{Decision, Verdict, Want, WantPart, decide};
 
-use super::{LEASE_TICK, Stop, Writer, is_refusal};
+use super::{LEASE_TICK, Stop, Writer, bounded, is_refusal};
 
 /// How long a refusal by the database is good for requests that come after it.
 ///
@@ -107,10 +107,12 @@ impl Writer {
             changes
         };
         self.announce(&[]).await?;
-        let moved = self
-            .store
-            .move_leases(self.guard, keys, &policy, self.clock.now())
-            .await;
+        crate::crash::point("lease.taking");
+        let moved = bounded(
+            self.store
+                .move_leases(self.guard, keys, &policy, self.clock.now()),
+        )
+        .await;
         let rows = match moved {
             Ok(rows) => rows,
             Err(error) => {
@@ -125,8 +127,10 @@ impl Writer {
                 return Ok(());
             }
         };
+        crate::crash::point("lease.taken");
         let decision = decision.into_inner();
         self.gain(&rows).await?;
+        crate::crash::point("lease.gained");
         self.note_topped_up(keys, &rows, &decision.changes);
         self.answer(&rows, &waiting, &decision.verdicts);
         Ok(())
@@ -293,7 +297,7 @@ impl Writer {
         if self.mode == PostMode::Late || !self.shared.is_database_up.load(Ordering::Relaxed) {
             return Ok(());
         }
-        match self.store.list_recalled(self.guard.instance_id).await {
+        match bounded(self.store.list_recalled(self.guard.instance_id)).await {
             Ok(keys) => {
                 for key in &keys {
                     let desk = self.shared.desks.get_or_make(key.tenant_id);
@@ -371,6 +375,7 @@ impl Writer {
         for part in given.chunks(MAX_COUNTERS) {
             let keys: Vec<CounterKey> = part.iter().map(|(key, _)| *key).collect();
             self.announce(&keys).await?;
+            crate::crash::point("lease.returning");
             let policy = |rows: &[LockedCounter], _live: u32| {
                 rows.iter()
                     .zip(part)
@@ -380,12 +385,17 @@ impl Writer {
                     })
                     .collect()
             };
-            let moved = self
-                .store
-                .move_leases(self.guard, &keys, &policy, self.clock.now())
+            let moved =
+                bounded(
+                    self.store
+                        .move_leases(self.guard, &keys, &policy, self.clock.now()),
+                )
                 .await;
             match moved {
-                Ok(rows) => self.gain(&rows).await?,
+                Ok(rows) => {
+                    crate::crash::point("lease.returned");
+                    self.gain(&rows).await?;
+                }
                 Err(error) => {
                     self.note_failure(&error);
                     // The database's numbers replace ours, whatever became of it.

@@ -9,7 +9,7 @@ use sluice_domain::quota::{CounterKey, Lease};
 use crate::book::leased_counters;
 use crate::chain;
 
-use super::{Stop, Writer, is_refusal};
+use super::{Stop, Writer, bounded, is_refusal};
 
 /// Most records in one transaction.
 const MAX_BATCH: usize = 1_024;
@@ -60,18 +60,19 @@ impl Writer {
         self.announce(&touched).await?;
         let in_flight = self.in_flight_after(size, &touched);
         let batch = self.backlog.make_contiguous();
-        let posted = self
-            .store
-            .post_batch(
-                self.guard,
-                self.mode,
-                batch.get(..size).unwrap_or_default(),
-                &in_flight,
-                self.clock.now(),
-            )
-            .await;
+        let posted = bounded(self.store.post_batch(
+            self.guard,
+            self.mode,
+            batch.get(..size).unwrap_or_default(),
+            &in_flight,
+            self.clock.now(),
+        ))
+        .await;
         match posted {
-            Ok(posted) => Ok(Outcome::Posted(posted)),
+            Ok(posted) => {
+                crate::crash::point("post.committed");
+                Ok(Outcome::Posted(posted))
+            }
             Err(error) => {
                 self.note_failure(&error);
                 if is_refusal(&error) {
@@ -91,16 +92,14 @@ impl Writer {
             return Ok(());
         };
         let request_id = first.record.open.request_id;
-        let set_aside = self
-            .store
-            .quarantine(
-                self.guard,
-                self.mode,
-                first,
-                &chain(reason),
-                self.clock.now(),
-            )
-            .await;
+        let set_aside = bounded(self.store.quarantine(
+            self.guard,
+            self.mode,
+            first,
+            &chain(reason),
+            self.clock.now(),
+        ))
+        .await;
         if let Err(error) = set_aside {
             self.note_failure(&error);
             return self.reconcile().await;
@@ -131,7 +130,10 @@ impl Writer {
             .posted
             .fetch_add(u64::try_from(size).unwrap_or(0), Ordering::Relaxed);
         stats.batches.fetch_add(1, Ordering::Relaxed);
-        self.confirm(&touched).await
+        crate::crash::point("ack.noting");
+        self.confirm(&touched).await?;
+        crate::crash::point("ack.noted");
+        Ok(())
     }
 
     /// Takes the first records off the backlog and off the books.

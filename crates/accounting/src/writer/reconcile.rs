@@ -10,7 +10,7 @@ use sluice_domain::record::NumberedRecord;
 
 use crate::chain;
 
-use super::{FIRST_PAUSE, MAX_PAUSE, Stop, Writer};
+use super::{FIRST_PAUSE, MAX_PAUSE, Stop, Writer, bounded};
 
 impl Writer {
     /// Asks the database until it answers, and lets its numbers replace ours. Afterwards everything
@@ -31,9 +31,7 @@ impl Writer {
     }
 
     async fn look(&mut self) -> Result<(), Looked> {
-        let row = self
-            .store
-            .find_instance(self.guard.instance_id)
+        let row = bounded(self.store.find_instance(self.guard.instance_id))
             .await
             .map_err(Looked::Failed)?;
         let is_ours = row
@@ -86,15 +84,13 @@ impl Writer {
             return Err(Looked::Stopped(Stop::LostIdentity));
         }
         tracing::error!("the database went back to before this start; it is claimed again");
-        let claimed = self
-            .store
-            .claim_instance(
-                self.guard.instance_id,
-                &self.earlier_boots,
-                self.guard.boot_id,
-                self.clock.now(),
-            )
-            .await;
+        let claimed = bounded(self.store.claim_instance(
+            self.guard.instance_id,
+            &self.earlier_boots,
+            self.guard.boot_id,
+            self.clock.now(),
+        ))
+        .await;
         match claimed {
             Ok(_claimed) => Err(Looked::Again),
             Err(StoreError::Guard) => Err(Looked::Stopped(Stop::LostIdentity)),
@@ -196,9 +192,7 @@ impl Writer {
         leases.sort_by_key(|lease| lease.key);
         let touched: Vec<CounterKey> = leases.iter().map(|lease| lease.key).collect();
         self.announce(&touched).await.map_err(Looked::Stopped)?;
-        let row = self
-            .store
-            .resync(self.guard, &leases, self.clock.now())
+        let row = bounded(self.store.resync(self.guard, &leases, self.clock.now()))
             .await
             .map_err(|error| match error {
                 StoreError::Guard => Looked::Again,
@@ -258,7 +252,7 @@ impl Writer {
     pub(super) async fn end_late(&mut self) -> Result<(), Stop> {
         while self.mode == PostMode::Late && self.backlog.is_empty() {
             self.announce(&[]).await?;
-            match self.store.end_late(self.guard, self.clock.now()).await {
+            match bounded(self.store.end_late(self.guard, self.clock.now())).await {
                 Ok(()) => {
                     self.guard.seq += 1;
                     self.confirm(&[]).await?;

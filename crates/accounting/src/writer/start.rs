@@ -61,13 +61,28 @@ pub async fn start(
     identity: Identity,
 ) -> Result<(Ledger, Writer), StartError> {
     let last_sent = replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq));
+    let is_ahead = |row: &InstanceRow| {
+        // What an operator did is one more.
+        let settled = i64::from(row.state == InstanceState::Resolved);
+        row.state != InstanceState::Closed
+            && (row.seq > last_sent + settled || row.posted_no >= replay.next_post_no.max(1))
+    };
+    // Before the claim as well: a start from a copy must not take the name from who goes on using
+    // it, because the claim could not be taken back, and its folder would be refused for good.
+    let known = store.find_instance(identity.instance_id).await;
+    if known
+        .map_err(StartError::Store)?
+        .is_some_and(|row| is_ahead(&row))
+    {
+        return Err(StartError::OlderCopy);
+    }
+    crate::crash::point("start.claiming");
     let row = claim(&*store, &identity, clock.now()).await?;
+    crate::crash::point("start.claimed");
     if row.state == InstanceState::Closed {
         return Err(StartError::Settled);
     }
-    // What an operator did is one more.
-    let settled = i64::from(row.state == InstanceState::Resolved);
-    if row.seq > last_sent + settled || row.posted_no >= replay.next_post_no.max(1) {
+    if is_ahead(&row) {
         return Err(StartError::OlderCopy);
     }
     let went_back = row.seq < replay.seq || row.posted_no < replay.posted_no;
@@ -105,7 +120,10 @@ pub async fn start(
         writer.guard.seq += 1;
     }
     match writer.settle_start(went_back).await {
-        Ok(()) => Ok((ledger, writer)),
+        Ok(()) => {
+            crate::crash::point("start.taken_over");
+            Ok((ledger, writer))
+        }
         Err(Stop::Settled) => Err(StartError::Settled),
         Err(Stop::LostIdentity) => Err(StartError::OlderCopy),
         Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::Journal(JournalError::Full)),
@@ -180,6 +198,7 @@ impl Writer {
             self.shared
                 .journal
                 .append(&mut turn, |numbered| posted.push(numbered))?;
+            crate::crash::point("start.recovered_one");
             for numbered in posted {
                 let desk = self.charge_again(&numbered);
                 self.backlog.push_back(numbered);

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sluice_accounting::Lane;
 use sluice_accounting::journal::Progress;
+use sluice_accounting::{Lane, crash};
 use sluice_domain::id::RequestId;
 use sluice_domain::usage::TokenUsage;
 use tokio::sync::Notify;
@@ -84,10 +84,12 @@ impl Mark {
         if self.is_over.load(Ordering::Relaxed) {
             return;
         }
+        crash::point("progress.noting");
         lane.progress(&Progress {
             request_id: self.request_id,
             output_tokens: self.output_tokens.load(Ordering::Relaxed),
             reported: *self.reported.lock(),
         });
+        crash::point("progress.noted");
     }
 }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Response};
 use http_body::Body as _;
+use sluice_accounting::crash;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::stream::{
@@ -66,6 +67,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
             return whole::finish(answer, in_flight, endpoint, max_answer_bytes).await;
         }
         Ok(Ok(answer)) => {
+            crash::point("stream.head");
             in_flight.answered();
             in_flight.attempts = answer.attempts;
             Source::Relaying(answer.body)
@@ -210,6 +212,7 @@ impl EventStream {
         if events > 0
             && let Some(in_flight) = &mut self.in_flight
         {
+            crash::point("stream.event");
             in_flight.stage = Stage::Relaying;
             self.mark.relayed(
                 self.inspector.output().least_tokens(),
@@ -221,6 +224,7 @@ impl EventStream {
             None => Progress::Send(forward),
             Some(StreamEnding::Done) => {
                 // Booked before the last event leaves; then the connection is freed for others.
+                crash::point("stream.last_event");
                 self.book(Ending::Finished, None);
                 if let Source::Relaying(body) = std::mem::replace(&mut self.source, Source::Over) {
                     body.drain_rest();
@@ -366,6 +370,7 @@ impl EventStream {
                 return Poll::Pending;
             }
             if let Some(last) = self.last.take() {
+                crash::point("stream.last_bytes_leave");
                 return Poll::Ready(Some(last));
             }
             match self.advance(cx) {

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Response, StatusCode};
+use sluice_accounting::crash;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
@@ -34,8 +35,10 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
         in_flight.stage = Stage::Dispatched;
         match call.dispatch().await {
             Ok(answer) => {
+                crash::point("whole.head");
                 note_answer(&mut in_flight, answer.attempts, &answer.body);
                 let body = answer.body.collect(call.max_answer_bytes()).await;
+                crash::point("whole.body");
                 let wants_base64 = call.outline.wants_base64;
                 let is_detached = call.side.is_detached.load(Ordering::Relaxed);
                 let (booked, answer) = book(
@@ -46,6 +49,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                     is_detached,
                 );
                 booked.await;
+                crash::point("whole.booked");
                 answer
             }
             Err(mut error) => {

@@ -219,12 +219,15 @@ async fn every_credential_channel_is_the_same_and_none_is_forwarded() {
     let response = call(relay.address, &nobody).await.unwrap();
     assert_envelope(&response, 401, &json!("missing_api_key"));
     assert_eq!(response.header("www-authenticate"), Some("Bearer"));
+    // Another last character than it has.
+    let last = if key.ends_with('0') { '1' } else { '0' };
+    let mistyped = format!("{}{last}", &key[..key.len() - 1]);
     for wrong in [
         "sk-nothing-like-it",
         "Basic abc",
         "x",
         &key[..key.len() - 1],
-        &format!("{}0", &key[..key.len() - 1]),
+        &mistyped,
     ] {
         let request = Request::post("/v1/chat/completions", &chat(2))
             .header("authorization", &format!("Bearer {wrong}"));

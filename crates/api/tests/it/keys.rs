@@ -65,7 +65,7 @@ on_both_databases! {
         let foreign = "any-shape_of.key/123";
         assert_eq!(ask(&relay, foreign).await.status(), 401);
         let file = relay.deployment.folder.path().join("keys.json");
-        std::fs::write(&file, json!({"keys": [{"key": foreign, "user": "bob", "quota": 1_000, "enabled": true}]}).to_string()).unwrap();
+        std::fs::write(&file, json!({"keys": [{"key": foreign, "user": "bob", "quota": 1_000_000_000, "enabled": true}]}).to_string()).unwrap();
         let output = relay.deployment.run(&["key", "import", &file.display().to_string(), "--tenant", "acme"]);
         assert!(!output.contains(foreign), "{output}");
         assert!(wait_for_status(&relay, foreign, 200).await < Duration::from_secs(2));

@@ -1,7 +1,11 @@
 //! The binary `sluice` as its users meet it: real processes, real sockets, real databases.
 
 #[cfg(test)]
+mod audit;
+#[cfg(test)]
 mod cli;
+#[cfg(test)]
+mod crash;
 #[cfg(test)]
 mod deployment;
 #[cfg(test)]
@@ -11,9 +15,17 @@ mod errors;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
+mod outage;
+#[cfg(test)]
+mod overspend;
+#[cfg(test)]
 mod pass_through;
+#[cfg(test)]
+mod restart;
 #[cfg(test)]
 mod sdk;
 #[cfg(test)]
