@@ -8,7 +8,7 @@ use sluice_domain::id::TenantId;
 use sluice_domain::quota::{Amounts, CounterBalance, Payer, ScopeKind, ScopeSet};
 use sluice_domain::time::{DayBounds, LocalDay, Month, Period, TimeZone, UnixMillis};
 
-use crate::book::Book;
+use crate::book::{Book, leased_counters};
 
 /// A tenant's counters behind their lock. Holds, ends and posts of one tenant meet here and nowhere
 /// else; nothing is awaited under the lock.
@@ -74,6 +74,32 @@ impl Account {
             let counter = book.entry(balance.key);
             counter.observe(*balance);
             counter.ends_at = Some(period.ends_at);
+        }
+        drop(book);
+        let today = Mutex::new(time_zone.day_of(now));
+        Self {
+            payer,
+            period,
+            time_zone,
+            today,
+            desk,
+            leased,
+        }
+    }
+
+    /// Makes an account whose balances are not known.
+    pub(crate) fn away(
+        desk: Arc<Desk>,
+        payer: Payer,
+        period: Period,
+        time_zone: TimeZone,
+        leased: ScopeSet,
+        now: UnixMillis,
+    ) -> Self {
+        let leased = leased.with(ScopeKind::Tenant);
+        let mut book = desk.book.lock();
+        for (_place, key) in leased_counters(payer, period.month, leased) {
+            book.entry(key).ends_at = Some(period.ends_at);
         }
         drop(book);
         let today = Mutex::new(time_zone.day_of(now));

@@ -43,7 +43,7 @@ pub(crate) struct LocalCounter {
 
 /// A slow average of what is spent.
 #[derive(Debug, Clone, Default)]
-struct Traffic {
+pub(crate) struct Traffic {
     /// Amount per [`AVERAGE_OVER`].
     average: Amounts,
     since: UnixMillis,
@@ -110,6 +110,22 @@ impl LocalCounter {
             .plus(self.traffic.peak_open);
         let first = asked.zip(Amounts::ZERO, |a, _| a.saturating_mul(FIRST_LEASE));
         recent.max(first)
+    }
+
+    /// Returns what is known of the traffic.
+    pub(crate) fn traffic(&self) -> Traffic {
+        self.traffic.clone()
+    }
+
+    /// Takes over the traffic of the month before, for a month that begins at `from`; what is leased
+    /// for it is not idle before. Does nothing and returns false when the counter is known already.
+    pub(crate) fn expect_traffic(&mut self, traffic: Traffic, from: UnixMillis) -> bool {
+        if self.balance.is_some() {
+            return false;
+        }
+        self.traffic = traffic;
+        self.used_at = self.used_at.max(from);
+        true
     }
 
     /// Takes a charge into the average.

@@ -215,6 +215,8 @@ pub(crate) struct Shared {
     admission: AtomicU8,
     /// Whether the last transaction reached the database.
     pub(crate) is_database_up: AtomicBool,
+    /// Whether the database knows of this start.
+    pub(crate) is_claimed: AtomicBool,
     pub(crate) journal_needs_care: AtomicBool,
     /// When a closing writer gives up; `None` while it is not closing.
     pub(crate) give_up_at: Mutex<Option<Instant>>,
@@ -310,6 +312,7 @@ impl Ledger {
                 options,
                 admission: AtomicU8::new(Admission::Open as u8),
                 is_database_up: AtomicBool::new(true),
+                is_claimed: AtomicBool::new(true),
                 journal_needs_care: AtomicBool::new(false),
                 give_up_at: Mutex::default(),
                 lanes: Mutex::default(),
@@ -346,6 +349,27 @@ impl Ledger {
         let balances = store.load_counters(&payer.counters(period.month)).await?;
         let desk = self.shared.desks.get_or_make(payer.tenant_id);
         Ok(Account::new(desk, payer, period, time_zone, now, &balances))
+    }
+
+    /// Opens the account of a payer for a period without asking the database: what may be spent is
+    /// what is leased here of `leased`, which should have every scope with a cap. The tenant's scope
+    /// is always in it.
+    pub fn open_account_away(
+        &self,
+        payer: Payer,
+        period: Period,
+        time_zone: TimeZone,
+        leased: ScopeSet,
+        now: UnixMillis,
+    ) -> Account {
+        let desk = self.shared.desks.get_or_make(payer.tenant_id);
+        Account::away(desk, payer, period, time_zone, leased, now)
+    }
+
+    /// Returns whether the database knows of this start. Later than the start itself only after
+    /// [`start_away`](crate::start_away).
+    pub fn is_claimed(&self) -> bool {
+        self.shared.is_claimed.load(Ordering::Acquire)
     }
 
     /// Admits a request: sets its bound aside in every leased scope and writes it to the journal.

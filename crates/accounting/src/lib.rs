@@ -32,7 +32,7 @@ pub use lane::{Lane, Written};
 pub use ledger::{
     Fsync, Hold, Ledger, LedgerOptions, LedgerStats, NoRoom, Patience, Refusal, Refused,
 };
-pub use writer::{Finish, Identity, StartError, Writer, start};
+pub use writer::{Finish, Identity, StartError, Writer, start, start_away};
 
 /// An error with its causes, for the log.
 fn chain(error: &dyn std::error::Error) -> String {

@@ -4,10 +4,14 @@
 //! transaction is sent, and what is taken is spendable only after its answer is in the journal.
 //! After any answer that was lost, the database's numbers replace ours.
 
+mod ahead;
 mod leases;
 mod posts;
 mod reconcile;
 mod start;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +29,8 @@ use crate::chain;
 use crate::journal::JournalError;
 use crate::ledger::{Fsync, Posting, Shared, Waiter};
 
-pub use self::start::{Identity, StartError, start};
+use self::start::Unclaimed;
+pub use self::start::{Identity, StartError, start, start_away};
 
 /// How long records are gathered before a batch goes out.
 const BATCH_WINDOW: Duration = Duration::from_millis(25);
@@ -64,6 +69,8 @@ pub struct Writer {
     waiters: Vec<Waiter>,
     /// When `waiters` are looked at again.
     retry_at: Option<Instant>,
+    /// What the journal knew, until the database has been asked for the first time.
+    unclaimed: Option<Unclaimed>,
 }
 
 /// Why a writer has ended.
@@ -136,6 +143,9 @@ impl Writer {
 
     async fn work(&mut self) -> Result<Finish, Stop> {
         let shared = Arc::clone(&self.shared);
+        if self.unclaimed.is_some() {
+            self.reconcile().await?;
+        }
         let mut post_at: Option<Instant> = None;
         let mut heartbeat = ticks(HEARTBEAT);
         let mut recall = ticks(RECALL_EVERY);
@@ -163,7 +173,12 @@ impl Writer {
                 // A hold that ends wakes the loop; the deadline of a shutdown does not.
                 () = tokio::time::sleep(CLOSING_TICK), if deadline.is_some() => {}
                 _tick = recall.tick() => self.return_recalled().await?,
-                _tick = idle.tick() => self.return_idle().await?,
+                _tick = idle.tick() => {
+                    self.return_idle().await?;
+                    if deadline.is_none() {
+                        self.lease_ahead().await?;
+                    }
+                }
                 _tick = heartbeat.tick() => self.heartbeat().await?,
             }
             if shared.journal_needs_care.load(Ordering::Acquire) {

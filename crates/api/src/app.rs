@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use sluice_accounting::{Lane, Ledger};
 use sluice_domain::ports::{Clock, StoreError};
 use sluice_storage::Storage;
+use sluice_storage::route::Routing;
 use sluice_storage::secret::{SealBinding, Vault};
 use sluice_upstream_pool::{Dispatcher, RoutingInput, RoutingTable};
 use tokio::runtime::Handle;
@@ -20,6 +21,7 @@ use crate::attention::AccountsState;
 use crate::auth::Grants;
 use crate::clock::SystemClock;
 use crate::config::Config;
+use crate::database::Standing;
 use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::relay::Board;
@@ -87,12 +89,13 @@ pub(crate) struct App {
     pub(crate) control_lane: Arc<Lane>,
     pub(crate) grants: Grants,
     pub(crate) routing: ArcSwap<RoutingTable>,
+    /// What `routing` was built from, with its secrets sealed.
+    pub(crate) stored_routing: ArcSwap<Routing>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) accounts: AccountsState,
     /// The runtime on which the database's connections live.
     pub(crate) control: Handle,
-    /// Whether the database answered when it was last asked.
-    pub(crate) is_database_up: AtomicBool,
+    pub(crate) standing: Arc<Standing>,
     /// How many streams may be read to their end although their clients have left.
     pub(crate) drains: Arc<Semaphore>,
     /// No new connections; open requests go on.
@@ -107,8 +110,10 @@ impl App {
     /// # Errors
     /// [`StoreError`] when they cannot be read; what was in use stays in use.
     pub(crate) async fn reload_routing(&self) -> Result<(), StoreError> {
-        let table = load_routing(&self.storage, &self.vault).await?;
-        self.routing.store(Arc::new(table));
+        let stored = self.storage.load_routing().await?;
+        self.routing
+            .store(Arc::new(build_routing(&stored, &self.vault)));
+        self.stored_routing.store(Arc::new(stored));
         tracing::info!("upstreams and routes were read");
         Ok(())
     }
@@ -122,27 +127,21 @@ impl App {
         Arc::clone(&self.drains).try_acquire_owned().ok()
     }
 
+    /// Returns whether requests with known keys are served.
     pub(crate) fn is_ready(&self) -> bool {
-        self.is_database_up.load(Ordering::Relaxed) && !self.draining.is_given()
+        !self.standing.is_stale() && !self.draining.is_given()
     }
 }
 
-/// Reads upstreams, keys and routes. What cannot be used is reported and left out.
-///
-/// # Errors
-/// [`StoreError`] when they cannot be read.
-pub(crate) async fn load_routing(
-    storage: &Storage,
-    vault: &Vault,
-) -> Result<RoutingTable, StoreError> {
-    let stored = storage.load_routing().await?;
+/// Puts upstreams, keys and routes into use. What cannot be used is reported and left out.
+pub(crate) fn build_routing(stored: &Routing, vault: &Vault) -> RoutingTable {
     let mut keys = Vec::with_capacity(stored.keys.len());
-    for (key, sealed) in stored.keys {
+    for (key, sealed) in &stored.keys {
         let Some(upstream) = stored.upstreams.iter().find(|u| u.id == key.upstream_id) else {
             continue;
         };
-        match vault.open(&sealed, &SealBinding::of(upstream, key.id)) {
-            Ok(secret) => keys.push((key, secret)),
+        match vault.open(sealed, &SealBinding::of(upstream, key.id)) {
+            Ok(secret) => keys.push((key.clone(), secret)),
             Err(error) => tracing::error!(
                 upstream = upstream.name.as_str(),
                 upstream_key = key.name.as_str(),
@@ -152,14 +151,14 @@ pub(crate) async fn load_routing(
         }
     }
     let (table, problems) = RoutingTable::build(RoutingInput {
-        upstreams: stored.upstreams,
+        upstreams: stored.upstreams.clone(),
         keys,
-        routes: stored.routes,
+        routes: stored.routes.clone(),
     });
     for problem in problems {
         tracing::warn!(problem = %problem, "a part of the routing is not used");
     }
-    Ok(table)
+    table
 }
 
 /// What one thread of the relay owns.

@@ -236,6 +236,18 @@ settings! {
         max_bytes ["max_bytes"]: u64 = Integer::new(1 << 22, 1 << 40, "bytes"), 1 << 30;
     }
 
+    /// The config snapshot in the data folder, with which an instance goes on while its database
+    /// server is away.
+    snapshot: SnapshotConfig {
+        /// How long known keys are served after the database was last heard of, also by an instance
+        /// that starts meanwhile. A key that is revoked during that time is served until then. With
+        /// 0 there is no snapshot, and nothing is served without the database.
+        max_age ["max_age_ms"]: Duration =
+            Millis { min: 0, max: 86_400_000 }, Duration::from_hours(1);
+        /// Most proxy keys in the snapshot: those that were used lately.
+        max_keys ["max_keys"]: usize = Integer::new(1, 10_000_000, "keys"), 100_000;
+    }
+
     /// Calls from browsers.
     cors: CorsConfig {
         /// Origins whose pages may call the relay, such as `https://chat.example.com`; `*` is every

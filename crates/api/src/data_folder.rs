@@ -21,6 +21,7 @@ use crate::ids::new_uuid;
 
 use boots::Boots;
 pub use error::FolderError;
+pub(crate) use file::{read_if_there, remove as remove_file, replace as replace_file};
 pub use secrets::Secrets;
 pub(crate) use secrets::random_bytes;
 
@@ -29,6 +30,7 @@ const INSTANCE_ID: &str = "instance_id";
 const BOOTS: &str = "boots";
 const JOURNAL: &str = "journal";
 const RETIRED: &str = "retired";
+const SNAPSHOT: &str = "snapshot";
 
 /// An existing data folder. It keeps the lock, where it was taken, for as long as it lives.
 #[derive(Debug)]
@@ -130,6 +132,11 @@ impl DataFolder {
         let path = self.path.join(JOURNAL);
         file::create_private_folder(&path)?;
         Ok(path)
+    }
+
+    /// Returns where the config snapshot is kept.
+    pub(crate) fn snapshot_path(&self) -> PathBuf {
+        self.path.join(SNAPSHOT)
     }
 
     /// Sets the identity aside, with its journal, after an operator has settled the instance: the

@@ -14,7 +14,7 @@ use crate::app::Worker;
 #[derive(Serialize)]
 struct Health {
     status: &'static str,
-    database: &'static str,
+    database: String,
     accounts: &'static str,
 }
 
@@ -28,7 +28,7 @@ pub(crate) async fn livez() -> Response {
     json(StatusCode::OK, &Status { status: "ok" })
 }
 
-/// `GET /readyz`: the database answers and the process does not drain.
+/// `GET /readyz`: keys that are known are served. The database may be away.
 pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
     if worker.app.is_ready() {
         json(StatusCode::OK, &Status { status: "ready" })
@@ -51,12 +51,14 @@ pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
 /// tenants, keys or upstreams.
 pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
     let app = &worker.app;
-    let is_up = app
-        .is_database_up
-        .load(std::sync::atomic::Ordering::Relaxed);
+    let is_up = app.standing.is_up();
     let health = Health {
-        status: if app.is_ready() { "ok" } else { "degraded" },
-        database: if is_up { "up" } else { "down" },
+        status: if app.is_ready() && is_up {
+            "ok"
+        } else {
+            "degraded"
+        },
+        database: app.standing.describe(),
         accounts: app.accounts.word(),
     };
     json(

@@ -8,7 +8,8 @@
 //! Modules in reading order: [`cli`] (commands), [`config`], [`data_folder`], [`serve`] (threads,
 //! start and end), then private: `listen`, `connection` (how long a client may take), `server` (what every request passes), `router` (all
 //! paths), `auth` (who calls), `relay` (the way of a request: `read`, `in_flight`, `whole`,
-//! `stream`, `refusal`), `models`, `health`, `feed` (changes take effect), `app` (what threads
+//! `stream`, `refusal`), `models`, `health`, `database` (whether it
+//! answers), `snapshot` (what is known of it on the disk), `feed` (changes take effect), `app` (what threads
 //! share), `error`, `metrics`, `logging`, `ids`, `clock`.
 //!
 //! To add an endpoint: a handler in a module of its own, a line in `router`, a label in
@@ -40,6 +41,10 @@ mod body;
 mod models;
 
 mod health;
+
+mod database;
+
+mod snapshot;
 
 mod feed;
 

@@ -3,9 +3,10 @@
 //! One thread per core relays, each with its own runtime, listener and upstream connections. The
 //! calling thread owns everything that talks to the database.
 
+mod begin;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -14,10 +15,10 @@ use arc_swap::ArcSwap;
 use sluice_accounting::crash;
 use sluice_accounting::journal::{self, FolderDisk, Journal};
 use sluice_accounting::{Finish, Identity, Ledger, LedgerOptions, StartError, Writer};
+use sluice_domain::id::BootId;
 use sluice_domain::key::KeyHasher;
-use sluice_domain::ports::Clock;
 use sluice_storage::secret::Vault;
-use sluice_storage::{Storage, StorageOptions};
+use sluice_storage::{Backend, Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -26,18 +27,22 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::app::{App, Worker, load_routing};
+use crate::app::{App, Worker, build_routing};
 use crate::attention::{self, AccountsState};
 use crate::auth::Grants;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::data_folder::{DataFolder, InstanceIdentity};
+use crate::database::{LedgerDoor, Standing, bounded};
 use crate::error::chain;
-use crate::feed;
+use crate::feed::Follower;
 use crate::listen::Listeners;
 use crate::metrics::Metrics;
 use crate::relay::Board;
 use crate::server;
+use crate::snapshot::{Keeper, SnapshotFile, SnapshotKey};
+
+use self::begin::{begin, join};
 
 /// How long requests may take to end after they were told to.
 const ENDING_GRACE: Duration = Duration::from_secs(5);
@@ -45,6 +50,10 @@ const ENDING_GRACE: Duration = Duration::from_secs(5);
 const POSTING_GRACE: Duration = Duration::from_secs(20);
 /// How often the database is asked whether it is there.
 const PING_EVERY: Duration = Duration::from_secs(2);
+/// How often, while it is not.
+const PING_AWAY_EVERY: Duration = Duration::from_millis(500);
+/// How often it is looked whether what is known is too old.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// How often the calendar of the tenants is written ahead.
 const CALENDAR_EVERY: Duration = Duration::from_hours(1);
 
@@ -62,6 +71,8 @@ pub struct Setup {
     pub hasher: KeyHasher,
     /// Opens sealed upstream keys.
     pub vault: Vault,
+    /// Authenticates the config snapshot.
+    pub snapshot_key: SnapshotKey,
     /// Is called once when requests are accepted, with the address.
     pub on_ready: Box<dyn FnOnce(SocketAddr) + Send>,
 }
@@ -75,8 +86,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     raise_file_limit(setup.config.server.max_connections);
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        // Counting tokens and TLS roots are the only blocking work.
-        .max_blocking_threads(2)
+        // The journal, the config snapshot and TLS roots are the only blocking work.
+        .max_blocking_threads(3)
         .build()
         .context("the runtime cannot be started")?;
     control.block_on(serve(setup))
@@ -90,6 +101,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         storage_options,
         hasher,
         vault,
+        snapshot_key,
         on_ready,
     } = setup;
     // From here on a signal to stop is never the end of the process in mid-work.
@@ -97,51 +109,57 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     let listeners = Listeners::bind(config.listen, config.server.worker_count())?;
     let address = listeners.address();
 
-    let storage = Storage::open(&storage_options)
+    let clock = SystemClock;
+    let max_age = config.snapshot.max_age;
+    let storage = Storage::open_lazily(&storage_options)
         .await
         .context("the database cannot be opened")?;
-    refuse_unless_migrated(&storage).await?;
-    let clock = SystemClock;
-    storage
-        .ensure_calendar(clock.now())
-        .await
-        .context("the calendar cannot be written")?;
-
-    let (ledger, writer) = start_ledger(&config, &storage, clock, &folder, &identity).await?;
-    folder.confirm_boot(identity.boot_id)?;
+    // The file of SQLite is as near as a snapshot would be.
+    let file = (storage.backend() == Backend::Postgres && !max_age.is_zero())
+        .then(|| SnapshotFile::new(folder.snapshot_path(), snapshot_key, identity.instance_id));
+    let begun = begin(&storage, clock, file.as_ref(), max_age).await?;
+    let standing = Arc::new(begun.standing);
+    let door = LedgerDoor::new(storage.clone(), Arc::clone(&standing));
+    let (ledger, writer) = start_ledger(
+        &config,
+        Arc::new(door),
+        &standing,
+        clock,
+        &folder,
+        &identity,
+    )
+    .await?;
+    if ledger.is_claimed() {
+        folder.confirm_boot(identity.boot_id)?;
+    }
     crash::point("start.confirmed");
-
-    // The position comes before the first read, so that no change falls between them.
-    let feed_position = storage
-        .feed_position()
-        .await
-        .context("the change feed cannot be read")?;
-    let routing = load_routing(&storage, &vault)
-        .await
-        .context("upstreams and routes cannot be read")?;
     let metrics = Metrics::new();
     let grants = Grants::new(
         hasher,
         config.keys.cache_size,
         storage.clone(),
         ledger.clone(),
+        Arc::clone(&standing),
         Handle::current(),
         Arc::clone(&metrics),
     );
+    grants.import(begun.grants);
+    let keeper = file.map(|file| Keeper::new(file, config.snapshot.max_keys));
     let max_drains = config.relay.max_drains;
     let app = Arc::new(App {
         config,
         clock,
         storage,
-        vault,
         control_lane: ledger.lane(),
         ledger,
         grants,
-        routing: ArcSwap::from_pointee(routing),
+        routing: ArcSwap::from_pointee(build_routing(&begun.routing, &vault)),
+        stored_routing: ArcSwap::from_pointee(begun.routing),
+        vault,
         metrics,
         accounts: AccountsState::default(),
         control: Handle::current(),
-        is_database_up: AtomicBool::new(true),
+        standing,
         drains: Arc::new(Semaphore::new(max_drains)),
         draining: Arc::default(),
         ending: Arc::default(),
@@ -149,13 +167,15 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 
     let stopped = CancellationToken::new();
     let background = TaskTracker::new();
-    background.spawn(feed::follow(
-        Arc::clone(&app),
-        feed_position,
-        stopped.clone(),
-    ));
+    let follower = Follower::new(Arc::clone(&app), begun.feed_position, keeper, begun.used);
+    background.spawn(follower.run(stopped.clone()));
     background.spawn(keep_calendar(Arc::clone(&app), stopped.clone()));
     background.spawn(watch_database(Arc::clone(&app), stopped.clone()));
+    let folder = Arc::new(folder);
+    if !app.ledger.is_claimed() {
+        let (app, folder) = (Arc::clone(&app), Arc::clone(&folder));
+        background.spawn(confirm_boot(app, folder, identity.boot_id, stopped.clone()));
+    }
     background.spawn(attention::watch(Arc::clone(&app), stopped.clone()));
     let posting_closed = CancellationToken::new();
     let mut writer =
@@ -215,9 +235,11 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 
 /// Opens the journal, claims the instance for this start, and ends what the last one left open. An
 /// instance that an operator has settled hands in what its journal has, and is followed by a new one.
+/// While the database is away, the claim comes later.
 async fn start_ledger(
     config: &Config,
-    storage: &Storage,
+    store: Arc<LedgerDoor>,
+    standing: &Standing,
     clock: SystemClock,
     folder: &DataFolder,
     identity: &InstanceIdentity,
@@ -245,19 +267,17 @@ async fn start_ledger(
         fsync: config.journal.fsync,
         blocks_on_threads: true,
     };
-    let started = sluice_accounting::start(
-        options,
-        Arc::new(storage.clone()),
-        Arc::new(clock),
-        journal,
-        replay,
-        Identity {
-            instance_id: identity.instance_id,
-            earlier_boots: identity.earlier_boots.clone(),
-            boot_id: identity.boot_id,
-        },
-    )
-    .await;
+    let clock = Arc::new(clock);
+    let identity = Identity {
+        instance_id: identity.instance_id,
+        earlier_boots: identity.earlier_boots.clone(),
+        boot_id: identity.boot_id,
+    };
+    let started = if standing.is_joined() {
+        sluice_accounting::start(options, store, clock, journal, replay, identity).await
+    } else {
+        sluice_accounting::start_away(options, store, clock, journal, replay, identity)
+    };
     match started {
         Err(StartError::OlderCopy) => bail!(
             "the data folder {} is a copy, or older than the database: another process has used this \
@@ -394,24 +414,6 @@ fn start_workers(
     Ok(threads)
 }
 
-async fn refuse_unless_migrated(storage: &Storage) -> anyhow::Result<()> {
-    let state = storage
-        .migration_state()
-        .await
-        .context("the state of the database cannot be read")?;
-    if state.is_current() {
-        return Ok(());
-    }
-    if state.unknown.is_empty() && state.changed.is_empty() {
-        bail!("the database is not migrated to this version; run `sluice migrate` first");
-    }
-    bail!(
-        "the database does not fit this binary: unknown migrations {:?}, changed migrations {:?}",
-        state.unknown,
-        state.changed
-    )
-}
-
 async fn keep_calendar(app: Arc<App>, stopped: CancellationToken) {
     let mut ticks = tokio::time::interval_at(Instant::now() + CALENDAR_EVERY, CALENDAR_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -419,6 +421,9 @@ async fn keep_calendar(app: Arc<App>, stopped: CancellationToken) {
         tokio::select! {
             () = stopped.cancelled() => return,
             _tick = ticks.tick() => {}
+        }
+        if !app.standing.is_joined() {
+            continue;
         }
         if let Err(error) = app.storage.ensure_calendar(app.now()).await {
             tracing::warn!(
@@ -429,21 +434,52 @@ async fn keep_calendar(app: Arc<App>, stopped: CancellationToken) {
     }
 }
 
+/// Asks the database whether it is there. After a start without it, it is used only once it was found
+/// to fit this binary.
 async fn watch_database(app: Arc<App>, stopped: CancellationToken) {
+    let standing = &app.standing;
+    let mut ping_at = Instant::now();
     loop {
-        let answered = tokio::time::timeout(PING_EVERY, app.storage.ping()).await;
-        let is_up = matches!(answered, Ok(Ok(())));
-        if app.is_database_up.swap(is_up, Ordering::Relaxed) != is_up {
-            if is_up {
-                tracing::info!("the database answers again");
-            } else {
-                tracing::error!("the database does not answer");
+        standing.note_time();
+        if Instant::now() >= ping_at {
+            let is_up = match bounded(PING_EVERY, app.storage.ping()).await {
+                Ok(()) => standing.is_joined() || join(&app).await,
+                Err(_away) => false,
+            };
+            if standing.note_up(is_up) {
+                if is_up {
+                    tracing::info!("the database answers again");
+                } else {
+                    tracing::error!("the database does not answer");
+                }
             }
+            ping_at = Instant::now() + if is_up { PING_EVERY } else { PING_AWAY_EVERY };
         }
         tokio::select! {
             () = stopped.cancelled() => return,
-            () = tokio::time::sleep(PING_EVERY) => {}
+            () = tokio::time::sleep(WATCH_EVERY) => {}
         }
+    }
+}
+
+/// Notes in the data folder that the database knows of this start, once it does.
+async fn confirm_boot(
+    app: Arc<App>,
+    folder: Arc<DataFolder>,
+    boot_id: BootId,
+    stopped: CancellationToken,
+) {
+    while !app.ledger.is_claimed() {
+        tokio::select! {
+            () = stopped.cancelled() => return,
+            () = tokio::time::sleep(WATCH_EVERY) => {}
+        }
+    }
+    if let Err(error) = folder.confirm_boot(boot_id) {
+        tracing::error!(
+            error = chain(&error),
+            "the start cannot be noted in the data folder"
+        );
     }
 }
 

@@ -131,6 +131,25 @@ impl Storage {
         })
     }
 
+    /// As [`open`](Self::open), but a database on a server is not reached for: the first call
+    /// connects.
+    ///
+    /// # Errors
+    /// See [`open`](Self::open).
+    pub async fn open_lazily(options: &StorageOptions) -> Result<Self, StoreError> {
+        let is_server = matches!(
+            options.url.split_once("://"),
+            Some(("postgres" | "postgresql", _))
+        );
+        if !is_server {
+            return Self::open(options).await;
+        }
+        let (pool, connect) = postgres_pool(options)?;
+        Ok(Self {
+            pools: Arc::new(Pools::Postgres(pool.connect_lazy_with(connect))),
+        })
+    }
+
     /// Returns the kind of the database.
     pub fn backend(&self) -> Backend {
         match self.pools() {
@@ -170,6 +189,14 @@ impl Storage {
 }
 
 async fn open_postgres(options: &StorageOptions) -> Result<Pools, StoreError> {
+    let (pool, connect) = postgres_pool(options)?;
+    let pool = pool.connect_with(connect).await.map_err(Failure::from)?;
+    Ok(Pools::Postgres(pool))
+}
+
+fn postgres_pool(
+    options: &StorageOptions,
+) -> Result<(PgPoolOptions, PgConnectOptions), StoreError> {
     // The driver's error may quote the URL.
     let connect = PgConnectOptions::from_str(&options.url)
         .map_err(|_may_hold_password| internal(InvalidUrl::Postgres))?
@@ -179,11 +206,8 @@ async fn open_postgres(options: &StorageOptions) -> Result<Pools, StoreError> {
         .log_slow_statements(LevelFilter::Warn, SLOW_STATEMENT);
     let pool = PgPoolOptions::new()
         .max_connections(options.max_connections.max(1))
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_with(connect)
-        .await
-        .map_err(Failure::from)?;
-    Ok(Pools::Postgres(pool))
+        .acquire_timeout(ACQUIRE_TIMEOUT);
+    Ok((pool, connect))
 }
 
 async fn open_sqlite(path: &str, max_connections: u32) -> Result<Pools, StoreError> {

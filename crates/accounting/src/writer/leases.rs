@@ -96,7 +96,7 @@ impl Writer {
         keys.into_iter().take(MAX_COUNTERS).collect()
     }
 
-    async fn take_leases(&mut self, keys: &[CounterKey]) -> Result<(), Stop> {
+    pub(super) async fn take_leases(&mut self, keys: &[CounterKey]) -> Result<(), Stop> {
         let (wants, waiting) = self.wants(keys);
         let gaps = self.gaps(keys);
         let decision = Mutex::new(Decision::default());

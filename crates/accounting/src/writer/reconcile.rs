@@ -10,6 +10,7 @@ use sluice_domain::record::NumberedRecord;
 
 use crate::chain;
 
+use super::start::{Found, Unclaimed};
 use super::{FIRST_PAUSE, MAX_PAUSE, Stop, Writer, bounded};
 
 impl Writer {
@@ -31,6 +32,9 @@ impl Writer {
     }
 
     async fn look(&mut self) -> Result<(), Looked> {
+        if let Some(unclaimed) = self.unclaimed {
+            return self.claim_at_last(unclaimed).await;
+        }
         let row = bounded(self.store.find_instance(self.guard.instance_id))
             .await
             .map_err(Looked::Failed)?;
@@ -70,6 +74,52 @@ impl Writer {
         }
     }
 
+    /// Claims the instance after a start without the database, as [`start`](super::start()) does.
+    async fn claim_at_last(&mut self, unclaimed: Unclaimed) -> Result<(), Looked> {
+        let is_copy = |row: &InstanceRow| {
+            row.state != InstanceState::Closed && unclaimed.compare(row) == Found::OlderCopy
+        };
+        // Before the claim as well: it could not be taken back.
+        let known = bounded(self.store.find_instance(self.guard.instance_id)).await;
+        if let Some(row) = known.map_err(Looked::Failed)?.filter(is_copy) {
+            return Err(self.lost_identity(&row));
+        }
+        let row = self.claim().await?;
+        let found = unclaimed.compare(&row);
+        if is_copy(&row) {
+            return Err(self.lost_identity(&row));
+        }
+        self.unclaimed = None;
+        match row.state {
+            InstanceState::Closed => return Err(Looked::Stopped(Stop::Settled)),
+            InstanceState::Resolved => self.adopt_resolved(&row),
+            InstanceState::Live if found == Found::WentBack => {
+                self.guard.seq = unclaimed.number_above(&row);
+            }
+            InstanceState::Live => self.adopt(&row).await.map_err(Looked::Stopped)?,
+        }
+        self.shared.is_claimed.store(true, Ordering::Release);
+        tracing::info!("the instance is claimed in the database");
+        if found == Found::WentBack && row.state == InstanceState::Live {
+            return Err(Looked::Again);
+        }
+        Ok(())
+    }
+
+    async fn claim(&self) -> Result<InstanceRow, Looked> {
+        let claimed = bounded(self.store.claim_instance(
+            self.guard.instance_id,
+            &self.earlier_boots,
+            self.guard.boot_id,
+            self.clock.now(),
+        ))
+        .await;
+        claimed.map_err(|error| match error {
+            StoreError::Guard => Looked::Stopped(Stop::LostIdentity),
+            error => Looked::Failed(error),
+        })
+    }
+
     /// The row is not of this start. When it is of an earlier one, the claim was undone with
     /// everything after it; an operator may have settled that one since.
     async fn reclaim(&mut self, row: Option<InstanceRow>) -> Result<(), Looked> {
@@ -84,18 +134,8 @@ impl Writer {
             return Err(Looked::Stopped(Stop::LostIdentity));
         }
         tracing::error!("the database went back to before this start; it is claimed again");
-        let claimed = bounded(self.store.claim_instance(
-            self.guard.instance_id,
-            &self.earlier_boots,
-            self.guard.boot_id,
-            self.clock.now(),
-        ))
-        .await;
-        match claimed {
-            Ok(_claimed) => Err(Looked::Again),
-            Err(StoreError::Guard) => Err(Looked::Stopped(Stop::LostIdentity)),
-            Err(error) => Err(Looked::Failed(error)),
-        }
+        let _claimed = self.claim().await?;
+        Err(Looked::Again)
     }
 
     fn lost_identity(&self, row: &InstanceRow) -> Looked {

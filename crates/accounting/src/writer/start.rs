@@ -60,12 +60,9 @@ pub async fn start(
     replay: Replay,
     identity: Identity,
 ) -> Result<(Ledger, Writer), StartError> {
-    let last_sent = replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq));
+    let known_here = Unclaimed::of(&replay);
     let is_ahead = |row: &InstanceRow| {
-        // What an operator did is one more.
-        let settled = i64::from(row.state == InstanceState::Resolved);
-        row.state != InstanceState::Closed
-            && (row.seq > last_sent + settled || row.posted_no >= replay.next_post_no.max(1))
+        row.state != InstanceState::Closed && known_here.compare(row) == Found::OlderCopy
     };
     // Before the claim as well: a start from a copy must not take the name from who goes on using
     // it, because the claim could not be taken back, and its folder would be refused for good.
@@ -85,7 +82,7 @@ pub async fn start(
     if is_ahead(&row) {
         return Err(StartError::OlderCopy);
     }
-    let went_back = row.seq < replay.seq || row.posted_no < replay.posted_no;
+    let went_back = known_here.compare(&row) == Found::WentBack;
     if !went_back {
         journal
             .note_ack(row.seq, row.posted_no, &row.leases)
@@ -111,6 +108,7 @@ pub async fn start(
         desks: VecDeque::new(),
         waiters: Vec::new(),
         retry_at: None,
+        unclaimed: None,
     };
     writer
         .take_over(&row, replay, went_back)
@@ -127,6 +125,111 @@ pub async fn start(
         Err(Stop::Settled) => Err(StartError::Settled),
         Err(Stop::LostIdentity) => Err(StartError::OlderCopy),
         Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::Journal(JournalError::Full)),
+    }
+}
+
+/// Begins without the database, with the leases that the journal knows.
+///
+/// They are at most those that the database has. What the last start left open is ended in the
+/// journal. The writer claims the instance as soon as the database answers, and everything else waits
+/// for that; it ends with [`Finish::LostIdentity`](super::Finish::LostIdentity) or
+/// [`Finish::Settled`](super::Finish::Settled) where [`start`] would have refused.
+///
+/// # Errors
+/// [`StartError::Journal`].
+pub fn start_away(
+    options: LedgerOptions,
+    store: Arc<dyn LedgerStore>,
+    clock: Arc<dyn Clock>,
+    journal: Journal,
+    replay: Replay,
+    identity: Identity,
+) -> Result<(Ledger, Writer), StartError> {
+    journal.maintain(clock.now()).map_err(StartError::Journal)?;
+    let ledger = Ledger::new(options, journal);
+    let shared = Arc::clone(&ledger.shared);
+    shared.is_database_up.store(false, Ordering::Relaxed);
+    shared.is_claimed.store(false, Ordering::Release);
+    let unclaimed = Unclaimed::of(&replay);
+    let mut writer = Writer {
+        shared,
+        store,
+        clock,
+        guard: Guard {
+            instance_id: identity.instance_id,
+            boot_id: identity.boot_id,
+            seq: unclaimed.seq,
+        },
+        earlier_boots: identity.earlier_boots,
+        mode: PostMode::Live,
+        posted_no: unclaimed.posted_no,
+        backlog: VecDeque::new(),
+        desks: VecDeque::new(),
+        waiters: Vec::new(),
+        retry_at: None,
+        unclaimed: Some(unclaimed),
+    };
+    let row = InstanceRow {
+        boot_id: identity.boot_id,
+        seq: unclaimed.seq,
+        state: InstanceState::Live,
+        posted_no: unclaimed.posted_no,
+        leases: replay.leases.clone(),
+    };
+    writer
+        .take_over(&row, replay, false)
+        .map_err(StartError::Journal)?;
+    Ok((ledger, writer))
+}
+
+/// What the journal knew when an instance began without the database.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unclaimed {
+    /// The last transaction that was answered.
+    seq: i64,
+    /// The last transaction that may have been taken in.
+    last_sent: i64,
+    posted_no: i64,
+    /// The number that no earlier start has given to a post.
+    next_post_no: i64,
+}
+
+/// How the row of an instance stands to what its journal knew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// The database knows more.
+    OlderCopy,
+    /// The database knows less.
+    WentBack,
+    /// They agree.
+    Same,
+}
+
+impl Unclaimed {
+    fn of(replay: &Replay) -> Self {
+        Self {
+            seq: replay.seq,
+            last_sent: replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq)),
+            posted_no: replay.posted_no,
+            next_post_no: replay.next_post_no,
+        }
+    }
+
+    pub(super) fn compare(&self, row: &InstanceRow) -> Found {
+        // What an operator did is one more.
+        let settled = i64::from(row.state == InstanceState::Resolved);
+        if row.seq > self.last_sent + settled || row.posted_no >= self.next_post_no.max(1) {
+            Found::OlderCopy
+        } else if row.seq < self.seq || row.posted_no < self.posted_no {
+            Found::WentBack
+        } else {
+            Found::Same
+        }
+    }
+
+    /// A number above every one that was ever used, so that the database is behind it.
+    pub(super) fn number_above(&self, row: &InstanceRow) -> i64 {
+        self.last_sent.max(row.seq) + 1
     }
 }
 

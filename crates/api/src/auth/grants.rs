@@ -1,28 +1,35 @@
 //! The keys that are known: cached by their full hash, dropped when they change.
 
+use std::cell::RefCell;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
 use quick_cache::UnitWeighter;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use sluice_accounting::{Account, Ledger};
 use sluice_domain::id::{TenantId, UserId};
 use sluice_domain::key::{InvalidKey, KeyHash, KeyHasher, ProxyKey, check_shape};
 use sluice_domain::ports::StoreError;
-use sluice_domain::quota::Payer;
+use sluice_domain::quota::{Payer, ScopeKind, ScopeSet};
 use sluice_domain::tenant::{EntityState, Tenant, User};
 use sluice_domain::time::{Period, UnixMillis};
 use sluice_storage::Storage;
+use sluice_storage::grant::KeyGrant;
 use tokio::runtime::Handle;
 
+use crate::database::{Standing, away, bounded};
 use crate::error::{ApiError, Code, Retry};
 use crate::metrics::Metrics;
+use crate::snapshot::GrantView;
 
 /// Most credentials that are remembered as unknown.
 const MAX_UNKNOWN: usize = 10_000;
+/// How long a request waits for the database to know its key or its balances.
+const LOOK_UP_PATIENCE: Duration = Duration::from_secs(3);
 /// What a client is asked to wait while the database is away.
 const DATABASE_PAUSE: Duration = Duration::from_secs(2);
 
@@ -37,6 +44,44 @@ pub(crate) struct Grant {
 }
 
 impl Grant {
+    fn new(granted: KeyGrant) -> Self {
+        Self {
+            key: granted.key,
+            user: granted.user,
+            tenant: granted.tenant,
+            periods: granted.periods,
+            account: ArcSwapOption::empty(),
+        }
+    }
+
+    /// Returns whose changes concern it.
+    pub(crate) fn owners(&self) -> (TenantId, UserId) {
+        (self.tenant.id, self.user.id)
+    }
+
+    /// Returns what a snapshot needs of it.
+    pub(crate) fn view(&self, hash: KeyHash) -> GrantView<'_> {
+        GrantView {
+            hash,
+            key: &self.key,
+            user: &self.user,
+            tenant: &self.tenant,
+            periods: &self.periods,
+        }
+    }
+
+    /// Returns the scopes with a cap.
+    fn capped(&self) -> ScopeSet {
+        let caps = [
+            (ScopeKind::Tenant, self.tenant.quota_tokens),
+            (ScopeKind::User, self.user.quota_tokens),
+            (ScopeKind::Key, self.key.quota_tokens),
+        ];
+        caps.into_iter()
+            .filter(|(_, cap)| cap.is_some())
+            .fold(ScopeSet::default(), |set, (kind, _)| set.with(kind))
+    }
+
     /// Returns who pays.
     pub(crate) fn payer(&self) -> Payer {
         Payer {
@@ -122,10 +167,14 @@ pub(crate) struct Grants {
     hasher: KeyHasher,
     known: KeyCache<Arc<Grant>>,
     unknown: KeyCache<()>,
-    /// Advances with every invalidation, so that a look-up that began before one is not kept.
-    epoch: AtomicU64,
+    /// Advances with every invalidation. What was looked up before one is not kept: it is compared
+    /// and kept under this lock, so that not even a snapshot sees it for a moment.
+    epoch: Mutex<u64>,
+    /// How many keys were put into the cache.
+    learned: AtomicU64,
     storage: Storage,
     ledger: Ledger,
+    standing: Arc<Standing>,
     control: Handle,
     metrics: Arc<Metrics>,
 }
@@ -136,6 +185,7 @@ impl Grants {
         cache_size: usize,
         storage: Storage,
         ledger: Ledger,
+        standing: Arc<Standing>,
         control: Handle,
         metrics: Arc<Metrics>,
     ) -> Self {
@@ -143,9 +193,11 @@ impl Grants {
             hasher,
             known: key_cache(cache_size),
             unknown: key_cache(MAX_UNKNOWN),
-            epoch: AtomicU64::new(0),
+            epoch: Mutex::new(0),
+            learned: AtomicU64::new(0),
             storage,
             ledger,
+            standing,
             control,
             metrics,
         }
@@ -154,7 +206,8 @@ impl Grants {
     /// Returns the grant of a presented credential.
     ///
     /// # Errors
-    /// 401 or 403 with the reason, 503 when the key is not cached and the database is away.
+    /// 401 or 403 with the reason, 503 when the database is away and the key is not known, or was
+    /// last heard of too long ago.
     pub(crate) async fn find(
         &self,
         presented: Option<&str>,
@@ -173,6 +226,9 @@ impl Grants {
             ),
             InvalidKey::Shape => unknown_key(),
         })?;
+        if self.standing.is_stale() {
+            return Err(database_away(away("it was silent for too long")));
+        }
         let hash = self.hasher.hash(presented);
         let grant = match self.known.get(&hash) {
             Some(grant) => grant,
@@ -192,38 +248,72 @@ impl Grants {
         if self.unknown.get(&hash).is_some() {
             return Err(unknown_key());
         }
-        let epoch = self.epoch.load(Ordering::Acquire);
+        if !self.standing.is_up() {
+            return Err(database_away(away("it did not answer a moment ago")));
+        }
+        let epoch = *self.epoch.lock();
         self.metrics.key_lookups.inc();
         let storage = self.storage.clone();
         let found = self
             .on_control(async move { storage.find_grant(&hash).await })
             .await
             .map_err(database_away)?;
-        let is_current = |grants: &Self| grants.epoch.load(Ordering::Acquire) == epoch;
+        let current = self.epoch.lock();
+        let is_current = *current == epoch;
         let Some(found) = found else {
-            self.unknown.insert(hash, ());
-            if !is_current(self) {
-                self.unknown.remove(&hash);
+            if is_current {
+                self.unknown.insert(hash, ());
             }
             return Err(unknown_key());
         };
-        let grant = Arc::new(Grant {
-            key: found.key,
-            user: found.user,
-            tenant: found.tenant,
-            periods: found.periods,
-            account: ArcSwapOption::empty(),
-        });
-        if guard.insert(Arc::clone(&grant)).is_err() || !is_current(self) {
-            self.known.remove(&hash);
+        let grant = Arc::new(Grant::new(found));
+        // When its place was taken away meanwhile, it serves this request alone.
+        if is_current && guard.insert(Arc::clone(&grant)).is_ok() {
+            self.learned.fetch_add(1, Ordering::Relaxed);
         }
         Ok(grant)
     }
 
-    /// Returns the account that pays for a request that begins now.
+    /// Reads a key that was in use again, so that nobody waits for it and a snapshot has it. One that
+    /// may not be used stays out.
     ///
     /// # Errors
-    /// 503 when its balances are not known and the database is away.
+    /// [`StoreError`] when the database does not answer.
+    pub(crate) async fn refresh(&self, hash: KeyHash) -> Result<(), StoreError> {
+        let epoch = *self.epoch.lock();
+        let found = bounded(LOOK_UP_PATIENCE, self.storage.find_grant(&hash)).await?;
+        let Some(found) = found.filter(|found| found.key.state == EntityState::Active) else {
+            return Ok(());
+        };
+        let current = self.epoch.lock();
+        if *current == epoch {
+            self.known.insert(hash, Arc::new(Grant::new(found)));
+        }
+        Ok(())
+    }
+
+    /// Takes over the keys of a snapshot.
+    pub(crate) fn import(&self, grants: Vec<(KeyHash, KeyGrant)>) {
+        for (hash, grant) in grants {
+            self.known.insert(hash, Arc::new(Grant::new(grant)));
+        }
+    }
+
+    /// Returns the keys that are known, at most so many.
+    pub(crate) fn export(&self, at_most: usize) -> Vec<(KeyHash, Arc<Grant>)> {
+        self.known.iter().take(at_most).collect()
+    }
+
+    /// Returns a number that grows when keys become known.
+    pub(crate) fn learned(&self) -> u64 {
+        self.learned.load(Ordering::Relaxed)
+    }
+
+    /// Returns the account that pays for a request that begins now. While the database is away it is
+    /// opened with the caps that are known.
+    ///
+    /// # Errors
+    /// 503 when the database refuses to tell its balances.
     pub(crate) async fn account(
         &self,
         grant: &Grant,
@@ -246,44 +336,71 @@ impl Grants {
             .find(|p| p.contains(now))
             .copied()
             .unwrap_or_else(|| zone.period_of(now));
-        let (ledger, storage, payer) = (self.ledger.clone(), self.storage.clone(), grant.payer());
-        let account = self
-            .on_control(async move {
+        let payer = grant.payer();
+        let found = if self.standing.is_up() {
+            let (ledger, storage, zone) = (self.ledger.clone(), self.storage.clone(), zone.clone());
+            self.on_control(async move {
                 ledger
                     .open_account(&storage, payer, period, zone, now)
                     .await
             })
             .await
-            .map_err(database_away)?;
+        } else {
+            Err(away("it did not answer a moment ago"))
+        };
+        let account = match found {
+            Ok(account) => account,
+            // Which scopes have a cap is known; what may be spent of it, the lease says.
+            Err(StoreError::Unavailable { .. }) => {
+                self.ledger
+                    .open_account_away(payer, period, zone, grant.capped(), now)
+            }
+            Err(error) => return Err(database_away(error)),
+        };
         let account = Arc::new(account);
         grant.account.store(Some(Arc::clone(&account)));
         Ok(account)
     }
 
-    /// Forgets one key.
-    pub(crate) fn forget_key(&self, hash: &KeyHash) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.known.remove(hash);
+    /// Forgets one key. Returns those that were known; they may be read again.
+    pub(crate) fn forget_key(&self, hash: &KeyHash) -> Vec<KeyHash> {
+        *self.epoch.lock() += 1;
         self.unknown.remove(hash);
+        self.known
+            .remove(hash)
+            .map(|(hash, _grant)| hash)
+            .into_iter()
+            .collect()
     }
 
-    /// Forgets the keys of a user.
-    pub(crate) fn forget_user(&self, user: UserId) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.known.retain(|_hash, grant| grant.user.id != user);
+    /// Forgets the keys of a user. Returns those that were known.
+    pub(crate) fn forget_user(&self, user: UserId) -> Vec<KeyHash> {
+        self.forget_where(|grant| grant.user.id == user)
     }
 
-    /// Forgets the keys of a tenant.
-    pub(crate) fn forget_tenant(&self, tenant: TenantId) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.known.retain(|_hash, grant| grant.tenant.id != tenant);
+    /// Forgets the keys of a tenant. Returns those that were known.
+    pub(crate) fn forget_tenant(&self, tenant: TenantId) -> Vec<KeyHash> {
+        self.forget_where(|grant| grant.tenant.id == tenant)
     }
 
-    /// Forgets everything.
-    pub(crate) fn forget_all(&self) {
-        self.epoch.fetch_add(1, Ordering::AcqRel);
-        self.known.clear();
+    fn forget_where(&self, is_meant: impl Fn(&Grant) -> bool) -> Vec<KeyHash> {
+        *self.epoch.lock() += 1;
+        let forgotten = RefCell::new(Vec::new());
+        self.known.retain(|hash, grant| {
+            let is_meant = is_meant(grant);
+            if is_meant {
+                forgotten.borrow_mut().push(*hash);
+            }
+            !is_meant
+        });
+        forgotten.into_inner()
+    }
+
+    /// Forgets everything. Returns the keys that were known.
+    pub(crate) fn forget_all(&self) -> Vec<KeyHash> {
+        let forgotten = self.forget_where(|_every| true);
         self.unknown.clear();
+        forgotten
     }
 
     /// Runs a database call where the database's connections live.
@@ -291,7 +408,7 @@ impl Grants {
         &self,
         call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
     ) -> Result<T, StoreError> {
-        match self.control.spawn(call).await {
+        match self.control.spawn(bounded(LOOK_UP_PATIENCE, call)).await {
             Ok(result) => result,
             Err(ended) => Err(StoreError::Unavailable {
                 source: ended.into(),

@@ -129,6 +129,7 @@ fn serve(
         storage_options: storage_options(&config),
         hasher: secrets.hasher(),
         vault: secrets.vault(),
+        snapshot_key: secrets.snapshot_key(),
         folder,
         config,
         on_ready,

@@ -34,6 +34,7 @@ pub(super) fn run(args: ServeArgs, global: &Global) -> anyhow::Result<()> {
         storage_options: storage_options(&config),
         hasher: secrets.hasher(),
         vault: secrets.vault(),
+        snapshot_key: secrets.snapshot_key(),
         folder,
         config,
         on_ready: Box::new(|_address| {}),

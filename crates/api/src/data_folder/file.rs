@@ -63,6 +63,31 @@ pub(super) fn read_text(path: &Path) -> Result<Option<Zeroizing<String>>, Folder
     }
 }
 
+/// Returns the bytes of a file, or `None` when there is no such file.
+pub(crate) fn read_if_there(path: &Path) -> Result<Option<Vec<u8>>, FolderError> {
+    match fs::read(path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(FolderError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// Removes a file, durably. What is not there was removed before.
+pub(crate) fn remove(path: &Path) -> Result<(), FolderError> {
+    match fs::remove_file(path) {
+        Ok(()) => sync_folder(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+    .map_err(|source| FolderError::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
 /// Moves a file or folder into a folder, durably. What is not there was moved before.
 pub(super) fn move_into(path: &Path, folder: &Path) -> Result<(), FolderError> {
     let Some(name) = path.file_name() else {
@@ -100,7 +125,7 @@ pub(super) fn create(path: &Path, content: &[u8]) -> Result<(), FolderError> {
 }
 
 /// Replaces a file, or makes it; after a crash it holds the old or the new content.
-pub(super) fn replace(path: &Path, content: &[u8]) -> Result<(), FolderError> {
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), FolderError> {
     let temporary = temporary(path);
     write_durably(&temporary, content)
         .and_then(|()| fs::rename(&temporary, path))

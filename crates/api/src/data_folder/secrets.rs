@@ -8,6 +8,7 @@ use zeroize::Zeroizing;
 
 use super::{DataFolder, FolderError, file};
 use crate::config::{Config, Secret32, is_open_to_others};
+use crate::snapshot::SnapshotKey;
 
 /// Name of the one master key in sealed secrets, so that a later one can stand beside it.
 const MASTER_KEY_ID: &str = "mk1";
@@ -41,6 +42,11 @@ impl Secrets {
     /// Returns what hashes proxy keys.
     pub fn hasher(&self) -> KeyHasher {
         self.pepper.hasher()
+    }
+
+    /// Returns what authenticates the config snapshot.
+    pub(crate) fn snapshot_key(&self) -> SnapshotKey {
+        SnapshotKey::derive(self.master_key.expose(), &self.hasher())
     }
 
     /// Loads the secrets; makes those that are missing. Only for a database that is new: a new

@@ -21,6 +21,8 @@ mod operations;
 #[cfg(test)]
 mod outage;
 #[cfg(test)]
+mod outage_load;
+#[cfg(test)]
 mod overspend;
 #[cfg(test)]
 mod pass_through;

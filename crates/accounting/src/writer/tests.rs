@@ -1,0 +1,415 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicI64};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use sluice_domain::id::{InstanceId, ProxyKeyId, TenantId, UserId};
+use sluice_domain::ports::{InstanceRow, InstanceState, LeasePolicy, LockedCounter, Posted};
+use sluice_domain::quota::{Amounts, Cap, CounterBalance, Payer, ScopeKind, ScopeSet};
+use sluice_domain::time::{Month, TimeZone, UnixMillis};
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::journal::{self, FolderDisk, Journal};
+use crate::ledger::{Ledger, LedgerOptions};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A database with one instance and counters, that may be away.
+#[derive(Debug)]
+struct Store {
+    is_up: AtomicBool,
+    row: Mutex<InstanceRow>,
+    leases: Mutex<BTreeMap<CounterKey, Amounts>>,
+}
+
+impl Store {
+    fn check(&self) -> Result<(), StoreError> {
+        if self.is_up.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable {
+            source: "away".into(),
+        })
+    }
+
+    fn found(&self) -> InstanceRow {
+        let leases = self.leases.lock();
+        InstanceRow {
+            leases: leases
+                .iter()
+                .map(|(key, held)| Lease {
+                    key: *key,
+                    held: *held,
+                })
+                .collect(),
+            ..self.row.lock().clone()
+        }
+    }
+
+    fn pass(&self, guard: Guard) -> Result<(), StoreError> {
+        self.check()?;
+        let mut row = self.row.lock();
+        if row.boot_id != guard.boot_id || row.seq != guard.seq {
+            return Err(StoreError::Guard);
+        }
+        row.seq += 1;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl LedgerStore for Store {
+    async fn claim_instance(
+        &self,
+        _instance_id: InstanceId,
+        boots: &[BootId],
+        boot: BootId,
+        _now: UnixMillis,
+    ) -> Result<InstanceRow, StoreError> {
+        self.check()?;
+        let known = self.row.lock().boot_id;
+        if known != boot && !boots.contains(&known) {
+            return Err(StoreError::Guard);
+        }
+        self.row.lock().boot_id = boot;
+        Ok(self.found())
+    }
+
+    async fn find_instance(&self, _id: InstanceId) -> Result<Option<InstanceRow>, StoreError> {
+        self.check()?;
+        Ok(Some(self.found()))
+    }
+
+    async fn post_batch(
+        &self,
+        guard: Guard,
+        _mode: PostMode,
+        records: &[NumberedRecord],
+        _in_flight: &[Lease],
+        _now: UnixMillis,
+    ) -> Result<Posted, StoreError> {
+        self.pass(guard)?;
+        self.row.lock().posted_no += i64::try_from(records.len()).unwrap();
+        Ok(Posted::default())
+    }
+
+    async fn quarantine(
+        &self,
+        guard: Guard,
+        _mode: PostMode,
+        _record: &NumberedRecord,
+        _reason: &str,
+        _now: UnixMillis,
+    ) -> Result<(), StoreError> {
+        self.pass(guard)
+    }
+
+    async fn move_leases(
+        &self,
+        guard: Guard,
+        counters: &[CounterKey],
+        policy: &LeasePolicy<'_>,
+        _now: UnixMillis,
+    ) -> Result<Vec<LockedCounter>, StoreError> {
+        self.pass(guard)?;
+        let mut leases = self.leases.lock();
+        let mut rows: Vec<LockedCounter> = counters
+            .iter()
+            .map(|key| {
+                let leased = leases.get(key).copied().unwrap_or_default();
+                let cap = Cap {
+                    tokens: Some(1_000_000_000),
+                    nano: None,
+                };
+                LockedCounter {
+                    balance: CounterBalance {
+                        key: *key,
+                        cap,
+                        used: Amounts::ZERO,
+                        held: leased,
+                    },
+                    leased,
+                    recall: false,
+                }
+            })
+            .collect();
+        let changes = policy(&rows, 1);
+        for (row, change) in rows.iter_mut().zip(changes) {
+            row.leased = row.leased.plus(change.delta);
+            row.balance.held = row.leased;
+            leases.insert(row.balance.key, row.leased);
+        }
+        Ok(rows)
+    }
+
+    async fn resync(
+        &self,
+        guard: Guard,
+        leases: &[Lease],
+        _now: UnixMillis,
+    ) -> Result<InstanceRow, StoreError> {
+        self.check()?;
+        self.row.lock().seq = guard.seq + 1;
+        *self.leases.lock() = leases.iter().map(|lease| (lease.key, lease.held)).collect();
+        Ok(self.found())
+    }
+
+    async fn end_late(&self, guard: Guard, _now: UnixMillis) -> Result<(), StoreError> {
+        self.pass(guard)
+    }
+
+    async fn list_recalled(&self, _id: InstanceId) -> Result<Vec<CounterKey>, StoreError> {
+        self.check()?;
+        Ok(Vec::new())
+    }
+
+    async fn load_counters(
+        &self,
+        _counters: &[CounterKey],
+    ) -> Result<Vec<CounterBalance>, StoreError> {
+        self.check()?;
+        Ok(Vec::new())
+    }
+
+    async fn heartbeat(&self, _guard: Guard, _now: UnixMillis) -> Result<(), StoreError> {
+        self.check()
+    }
+}
+
+#[derive(Debug, Default)]
+struct StoppedClock(AtomicI64);
+
+impl Clock for StoppedClock {
+    fn now(&self) -> UnixMillis {
+        UnixMillis(self.0.load(Ordering::SeqCst))
+    }
+}
+
+fn boot(number: u128) -> BootId {
+    BootId::from_uuid(Uuid::from_u128(number))
+}
+
+fn payer() -> Payer {
+    Payer {
+        tenant_id: TenantId::from_uuid(Uuid::from_u128(1)),
+        user_id: UserId::from_uuid(Uuid::from_u128(2)),
+        key_id: ProxyKeyId::from_uuid(Uuid::from_u128(3)),
+    }
+}
+
+fn month() -> Month {
+    Month::from_number(202_611).unwrap()
+}
+
+fn tenant_counter() -> CounterKey {
+    payer().counters(month())[0]
+}
+
+const LEASED: i64 = 5_000;
+const INSTANCE: u128 = 9;
+
+fn open_journal(folder: &TempDir, boot_id: BootId) -> (Journal, journal::Replay) {
+    let disk = FolderDisk::open(folder.path()).unwrap();
+    let identity = journal::Identity {
+        instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
+        boot_id,
+        previous_boot: None,
+    };
+    Journal::open(Arc::new(disk), journal::Options::default(), identity).unwrap()
+}
+
+/// An instance whose last start had a lease at transaction 7 of the database, which is away now.
+fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
+    let folder = tempfile::tempdir().unwrap();
+    let (journal, _nothing) = open_journal(&folder, boot(1));
+    let lease = Lease {
+        key: tenant_counter(),
+        held: Amounts::tokens(LEASED),
+    };
+    journal.note_ack(7, 0, &[lease]).unwrap();
+    drop(journal);
+    let store = Arc::new(Store {
+        is_up: AtomicBool::new(false),
+        row: Mutex::new(InstanceRow {
+            boot_id: boot(1),
+            seq: 7,
+            state: InstanceState::Live,
+            posted_no: 0,
+            leases: Vec::new(),
+        }),
+        leases: Mutex::new(BTreeMap::from([(lease.key, lease.held)])),
+    });
+    let clock = Arc::<StoppedClock>::default();
+    let (journal, replay) = open_journal(&folder, boot(2));
+    let options = LedgerOptions {
+        max_waiting: 100,
+        quota_wait: Duration::from_secs(1),
+        outage_reserve: Duration::from_mins(10),
+        fsync: Fsync::Interval,
+        blocks_on_threads: false,
+    };
+    let identity = Identity {
+        instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
+        earlier_boots: vec![boot(1)],
+        boot_id: boot(2),
+    };
+    let (ledger, writer) = start_away(
+        options,
+        Arc::clone(&store) as Arc<dyn LedgerStore>,
+        Arc::clone(&clock) as Arc<dyn Clock>,
+        journal,
+        replay,
+        identity,
+    )
+    .unwrap();
+    (folder, store, clock, ledger, writer)
+}
+
+fn free(ledger: &Ledger) -> i64 {
+    let desk = ledger.shared.desks.get_or_make(payer().tenant_id);
+    let book = desk.book.lock();
+    book.get(&tenant_counter())
+        .map_or(0, |counter| counter.free().tokens)
+}
+
+async fn wait_for_claim(ledger: &Ledger) {
+    let claimed = async {
+        while !ledger.is_claimed() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, claimed).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_lease_of_the_journal_is_spent_and_the_claim_made_good() {
+    let (_folder, store, _clock, ledger, writer) = begun_away();
+    assert_eq!(free(&ledger), LEASED);
+    let period = TimeZone::utc().period(month());
+    let account = ledger.open_account_away(
+        payer(),
+        period,
+        TimeZone::utc(),
+        ScopeSet::default(),
+        period.starts_at,
+    );
+    assert!(account.leased().contains(ScopeKind::Tenant));
+    assert!(ledger.shared.is_open() && !ledger.is_claimed());
+
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!ledger.is_claimed());
+    store.is_up.store(true, Ordering::SeqCst);
+    wait_for_claim(&ledger).await;
+    assert_eq!(store.row.lock().boot_id, boot(2));
+    assert_eq!(free(&ledger), LEASED);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_knows_more_than_the_journal_ends_the_writer() {
+    let (_folder, store, _clock, ledger, writer) = begun_away();
+    store.row.lock().seq = 8;
+    store.is_up.store(true, Ordering::SeqCst);
+    let finish = writer.run(std::future::pending(), PATIENCE).await;
+    assert_eq!(finish, Finish::LostIdentity);
+    assert!(!ledger.shared.is_open() && !ledger.is_claimed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_that_somebody_else_has_claimed_ends_the_writer() {
+    let (_folder, store, _clock, _ledger, writer) = begun_away();
+    store.row.lock().boot_id = boot(77);
+    store.is_up.store(true, Ordering::SeqCst);
+    let finish = writer.run(std::future::pending(), PATIENCE).await;
+    assert_eq!(finish, Finish::LostIdentity);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_went_back_is_told_what_is_in_use() {
+    let (_folder, store, _clock, ledger, writer) = begun_away();
+    store.row.lock().seq = 3;
+    store.leases.lock().clear();
+    store.is_up.store(true, Ordering::SeqCst);
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    wait_for_claim(&ledger).await;
+    tokio::time::timeout(PATIENCE, async {
+        while ledger.stats().resyncs() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(store.row.lock().seq > 7, "a number that was never used");
+    assert_eq!(
+        free(&ledger),
+        0,
+        "nothing is leased that the database does not know"
+    );
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_before_the_claim_leaves_everything_to_the_next_start() {
+    let (_folder, _store, _clock, ledger, writer) = begun_away();
+    let began = Instant::now();
+    let finish = writer.run(std::future::ready(()), PATIENCE).await;
+    assert_eq!(finish, Finish::Left { records: 0 });
+    assert!(began.elapsed() < PATIENCE + Duration::from_secs(5));
+    assert!(!ledger.shared.is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_of_the_next_month_are_taken_before_it_begins_and_kept() {
+    let (_folder, store, clock, ledger, mut writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    let period = TimeZone::utc().period(month());
+    let _account = ledger.open_account_away(
+        payer(),
+        period,
+        TimeZone::utc(),
+        ScopeSet::default(),
+        period.starts_at,
+    );
+    let set_time = |ms: i64| clock.0.store(ms, Ordering::SeqCst);
+    {
+        let desk = ledger.shared.desks.get_or_make(payer().tenant_id);
+        let mut book = desk.book.lock();
+        let bound = Amounts::tokens(400);
+        let leased = ScopeSet::default().with(ScopeKind::Tenant);
+        book.hold(payer(), month(), leased, bound, period.starts_at)
+            .unwrap();
+    }
+    let next = CounterKey {
+        month: month().next(),
+        ..tenant_counter()
+    };
+    let of_next = || store.leases.lock().get(&next).copied();
+
+    set_time(period.ends_at.0 - 16 * 60_000);
+    writer.lease_ahead().await.unwrap();
+    assert_eq!(of_next(), None, "too early");
+    set_time(period.ends_at.0 - 14 * 60_000);
+    writer.lease_ahead().await.unwrap();
+    assert_eq!(
+        of_next(),
+        Some(Amounts::tokens(400)),
+        "what was open at once"
+    );
+    let moves = ledger.stats().lease_moves();
+    writer.lease_ahead().await.unwrap();
+    assert_eq!(ledger.stats().lease_moves(), moves, "it is taken once");
+    set_time(period.ends_at.0 - 1);
+    writer.return_idle().await.unwrap();
+    assert_eq!(
+        of_next(),
+        Some(Amounts::tokens(400)),
+        "it is not idle before its month"
+    );
+    set_time(period.ends_at.0 + 11 * 60_000);
+    writer.return_idle().await.unwrap();
+    assert_eq!(of_next(), Some(Amounts::ZERO), "nobody wanted it");
+}
