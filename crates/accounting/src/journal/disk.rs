@@ -35,7 +35,8 @@ pub trait Disk: Send + Sync + fmt::Debug {
     /// [`io::ErrorKind::NotFound`] when there is none of this number.
     fn open(&self, number: u64) -> io::Result<Arc<dyn Segment>>;
 
-    /// Removes a segment. It may come back after a power cut.
+    /// Removes a segment for good: it does not come back after a power cut. One that did, without
+    /// those that followed it, would be taken for damaged when a sync of it had failed.
     ///
     /// # Errors
     /// Whatever the disk says.
@@ -164,7 +165,8 @@ impl Disk for FolderDisk {
     }
 
     fn remove(&self, number: u64) -> io::Result<()> {
-        std::fs::remove_file(self.path_of(number))
+        std::fs::remove_file(self.path_of(number))?;
+        self.folder.sync_all()
     }
 }
 

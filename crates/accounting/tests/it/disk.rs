@@ -36,7 +36,6 @@ struct Content {
 #[derive(Debug, Default)]
 struct Platter {
     segments: BTreeMap<u64, Content>,
-    removed: BTreeMap<u64, Content>,
 }
 
 /// A folder that outlives the processes that use it.
@@ -96,13 +95,6 @@ impl SimDisk {
                 }
             }
             content.visible.clone_from(&content.durable);
-        }
-        for (number, mut content) in std::mem::take(&mut platter.removed) {
-            if self.rng.chance(30) && !platter.segments.contains_key(&number) {
-                content.visible.clone_from(&content.durable);
-                content.unsynced.clear();
-                platter.segments.insert(number, content);
-            }
         }
     }
 
@@ -169,7 +161,6 @@ impl Disk for Mount {
         if platter.segments.contains_key(&number) {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
-        platter.removed.remove(&number);
         platter.segments.insert(
             number,
             Content {
@@ -192,11 +183,10 @@ impl Disk for Mount {
     fn remove(&self, number: u64) -> io::Result<()> {
         self.check()?;
         let mut platter = self.disk.platter.lock();
-        let content = platter
+        platter
             .segments
             .remove(&number)
             .ok_or(io::ErrorKind::NotFound)?;
-        platter.removed.insert(number, content);
         Ok(())
     }
 }
