@@ -76,9 +76,10 @@ pub struct Writer {
 /// Why a writer has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Finish {
-    /// Everything was posted and every lease was returned.
+    /// Everything was posted and every lease was returned, and the database has said so at the end.
     Clean,
-    /// The time to close was over; this many records stay in the journal for the next start.
+    /// The time to close was over before that; this many records stay in the journal for the next
+    /// start.
     Left {
         /// How many records.
         records: usize,
@@ -209,8 +210,27 @@ impl Writer {
                 if self.has_open_work() {
                     return Err(Stop::Deadline);
                 }
-                return Ok(Finish::Clean);
+                if self.is_confirmed().await? {
+                    return Ok(Finish::Clean);
+                }
             }
+        }
+    }
+
+    /// Asks once more, at the end, whether the database is where this instance leaves it. When it
+    /// went back meanwhile, what it lost is to be handed in again.
+    async fn is_confirmed(&mut self) -> Result<bool, Stop> {
+        loop {
+            match bounded(self.store.heartbeat(self.guard, self.clock.now())).await {
+                Ok(()) => return Ok(true),
+                Err(StoreError::Guard) => {
+                    self.reconcile().await?;
+                    return Ok(false);
+                }
+                Err(error) => self.note_failure(&error),
+            }
+            self.check_deadline()?;
+            tokio::time::sleep(FIRST_PAUSE).await;
         }
     }
 

@@ -215,6 +215,10 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
             tracing::info!("stopped");
             Ok(())
         }
+        Finish::Left { records: 0 } => bail!(
+            "the database did not say at the end that it has everything; the next start from this \
+             data folder makes sure of it"
+        ),
         Finish::Left { records } => bail!(
             "{records} usage records could not be posted before the end; they are in the journal, and \
              the next start from this data folder posts them"
