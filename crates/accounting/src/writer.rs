@@ -14,6 +14,7 @@ mod start;
 mod tests;
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -71,6 +72,8 @@ pub struct Writer {
     retry_at: Option<Instant>,
     /// What the journal knew, until the database has been asked for the first time.
     unclaimed: Option<Unclaimed>,
+    /// Resolves when the database may be used, after a start without it.
+    fits: Option<Pin<Box<dyn Future<Output = ()> + Send + Sync>>>,
 }
 
 /// Why a writer has ended.
@@ -145,6 +148,7 @@ impl Writer {
     async fn work(&mut self) -> Result<Finish, Stop> {
         let shared = Arc::clone(&self.shared);
         if self.unclaimed.is_some() {
+            self.wait_until_it_fits().await?;
             self.reconcile().await?;
         }
         let mut post_at: Option<Instant> = None;
@@ -215,6 +219,16 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Waits until the database was found to be one that may be used.
+    async fn wait_until_it_fits(&mut self) -> Result<(), Stop> {
+        if let Some(mut fits) = self.fits.take() {
+            while tokio::time::timeout(FIRST_PAUSE, &mut fits).await.is_err() {
+                self.check_deadline()?;
+            }
+        }
+        Ok(())
     }
 
     /// Asks once more, at the end, whether the database is where this instance leaves it. When it

@@ -1,26 +1,15 @@
-//! Whether the database answers, how long what is known of it may be served, and the ledger's way to
-//! it.
+//! Whether the database answers, and how long what is known of it may be served.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
-use sluice_domain::id::{BootId, InstanceId};
-use sluice_domain::ports::{
-    Guard, InstanceRow, LeasePolicy, LedgerStore, LockedCounter, PostMode, Posted, StoreError,
-};
-use sluice_domain::quota::{CounterBalance, CounterKey, Lease};
-use sluice_domain::record::NumberedRecord;
+use sluice_domain::ports::StoreError;
 use sluice_domain::time::UnixMillis;
-use sluice_storage::Storage;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-/// How long a transaction of the ledger may take before its answer counts as lost. A server that
-/// has vanished never answers, and the journal must be cared for meanwhile.
-const TRANSACTION_PATIENCE: Duration = Duration::from_secs(10);
 /// How much longer than allowed known keys are served: the time between two reads of the change
 /// feed, and that of the read itself.
 const READ_GRACE: Duration = Duration::from_secs(2);
@@ -30,7 +19,7 @@ const READ_GRACE: Duration = Duration::from_secs(2);
 pub(crate) struct Standing {
     max_age: Duration,
     is_up: AtomicBool,
-    is_joined: AtomicBool,
+    joined: CancellationToken,
     is_stale: AtomicBool,
     is_of_snapshot: AtomicBool,
     as_of: AtomicI64,
@@ -40,10 +29,12 @@ pub(crate) struct Standing {
 impl Standing {
     /// Returns the standing of an instance that has just read its configuration from the database.
     pub(crate) fn joined(max_age: Duration, now: UnixMillis) -> Self {
+        let joined = CancellationToken::new();
+        joined.cancel();
         Self {
             max_age,
             is_up: AtomicBool::new(true),
-            is_joined: AtomicBool::new(true),
+            joined,
             is_stale: AtomicBool::new(false),
             is_of_snapshot: AtomicBool::new(false),
             as_of: AtomicI64::new(now.0),
@@ -55,7 +46,7 @@ impl Standing {
     pub(crate) fn away(max_age: Duration, as_of: UnixMillis, age: Duration) -> Self {
         Self {
             is_up: AtomicBool::new(false),
-            is_joined: AtomicBool::new(false),
+            joined: CancellationToken::new(),
             is_of_snapshot: AtomicBool::new(true),
             fresh_until: Mutex::new(Instant::now() + max_age.saturating_sub(age)),
             ..Self::joined(max_age, as_of)
@@ -75,12 +66,17 @@ impl Standing {
     /// Returns whether the database was found to fit this binary, in this process or before the
     /// snapshot was written. Nothing of it is used before.
     pub(crate) fn is_joined(&self) -> bool {
-        self.is_joined.load(Ordering::Acquire)
+        self.joined.is_cancelled()
+    }
+
+    /// Resolves when the database was found to fit.
+    pub(crate) fn when_joined(&self) -> WaitForCancellationFutureOwned {
+        self.joined.clone().cancelled_owned()
     }
 
     /// Notes that the database fits.
     pub(crate) fn note_joined(&self) {
-        self.is_joined.store(true, Ordering::Release);
+        self.joined.cancel();
     }
 
     /// Returns whether the database was silent for so long that nothing known may be served.
@@ -151,116 +147,5 @@ pub(crate) async fn bounded<T>(
     match tokio::time::timeout(at_most, call).await {
         Ok(result) => result,
         Err(_elapsed) => Err(away("the database does not answer in time")),
-    }
-}
-
-/// The ledger's way to the database: closed until the database was found to fit this binary, and
-/// bounded in time.
-#[derive(Debug)]
-pub(crate) struct LedgerDoor {
-    storage: Storage,
-    standing: Arc<Standing>,
-}
-
-impl LedgerDoor {
-    pub(crate) fn new(storage: Storage, standing: Arc<Standing>) -> Self {
-        Self { storage, standing }
-    }
-
-    async fn pass<T>(
-        &self,
-        call: impl Future<Output = Result<T, StoreError>> + Send,
-    ) -> Result<T, StoreError> {
-        if !self.standing.is_joined() {
-            return Err(away("the database has not answered since the start"));
-        }
-        bounded(TRANSACTION_PATIENCE, call).await
-    }
-}
-
-#[async_trait]
-impl LedgerStore for LedgerDoor {
-    async fn claim_instance(
-        &self,
-        instance_id: InstanceId,
-        boots: &[BootId],
-        boot: BootId,
-        now: UnixMillis,
-    ) -> Result<InstanceRow, StoreError> {
-        self.pass(self.storage.claim_instance(instance_id, boots, boot, now))
-            .await
-    }
-
-    async fn find_instance(
-        &self,
-        instance_id: InstanceId,
-    ) -> Result<Option<InstanceRow>, StoreError> {
-        self.pass(self.storage.find_instance(instance_id)).await
-    }
-
-    async fn post_batch(
-        &self,
-        guard: Guard,
-        mode: PostMode,
-        records: &[NumberedRecord],
-        in_flight: &[Lease],
-        now: UnixMillis,
-    ) -> Result<Posted, StoreError> {
-        self.pass(
-            self.storage
-                .post_batch(guard, mode, records, in_flight, now),
-        )
-        .await
-    }
-
-    async fn quarantine(
-        &self,
-        guard: Guard,
-        mode: PostMode,
-        record: &NumberedRecord,
-        reason: &str,
-        now: UnixMillis,
-    ) -> Result<(), StoreError> {
-        self.pass(self.storage.quarantine(guard, mode, record, reason, now))
-            .await
-    }
-
-    async fn move_leases(
-        &self,
-        guard: Guard,
-        counters: &[CounterKey],
-        policy: &LeasePolicy<'_>,
-        now: UnixMillis,
-    ) -> Result<Vec<LockedCounter>, StoreError> {
-        self.pass(self.storage.move_leases(guard, counters, policy, now))
-            .await
-    }
-
-    async fn resync(
-        &self,
-        guard: Guard,
-        leases: &[Lease],
-        now: UnixMillis,
-    ) -> Result<InstanceRow, StoreError> {
-        self.pass(self.storage.resync(guard, leases, now)).await
-    }
-
-    async fn end_late(&self, guard: Guard, now: UnixMillis) -> Result<(), StoreError> {
-        self.pass(self.storage.end_late(guard, now)).await
-    }
-
-    async fn list_recalled(&self, instance_id: InstanceId) -> Result<Vec<CounterKey>, StoreError> {
-        self.pass(self.storage.list_recalled(instance_id)).await
-    }
-
-    async fn load_counters(
-        &self,
-        counters: &[CounterKey],
-    ) -> Result<Vec<CounterBalance>, StoreError> {
-        self.pass(self.storage.load_counters(counters)).await
-    }
-
-    async fn heartbeat(&self, guard: Guard, now: UnixMillis) -> Result<(), StoreError> {
-        self.pass(self.storage.heartbeat(guard, now)).await
     }
 }

@@ -33,7 +33,7 @@ use crate::auth::Grants;
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::data_folder::{DataFolder, InstanceIdentity};
-use crate::database::{LedgerDoor, Standing, bounded};
+use crate::database::{Standing, bounded};
 use crate::error::chain;
 use crate::feed::Follower;
 use crate::listen::Listeners;
@@ -119,10 +119,9 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         .then(|| SnapshotFile::new(folder.snapshot_path(), snapshot_key, identity.instance_id));
     let begun = begin(&storage, clock, file.as_ref(), max_age).await?;
     let standing = Arc::new(begun.standing);
-    let door = LedgerDoor::new(storage.clone(), Arc::clone(&standing));
     let (ledger, writer) = start_ledger(
         &config,
-        Arc::new(door),
+        Arc::new(storage.clone()),
         &standing,
         clock,
         &folder,
@@ -242,7 +241,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
 /// While the database is away, the claim comes later.
 async fn start_ledger(
     config: &Config,
-    store: Arc<LedgerDoor>,
+    store: Arc<Storage>,
     standing: &Standing,
     clock: SystemClock,
     folder: &DataFolder,
@@ -280,7 +279,8 @@ async fn start_ledger(
     let started = if standing.is_joined() {
         sluice_accounting::start(options, store, clock, journal, replay, identity).await
     } else {
-        sluice_accounting::start_away(options, store, clock, journal, replay, identity)
+        let fits = standing.when_joined();
+        sluice_accounting::start_away(options, store, clock, journal, replay, identity, fits)
     };
     match started {
         Err(StartError::OlderCopy) => bail!(

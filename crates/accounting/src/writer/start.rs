@@ -14,7 +14,7 @@ use crate::journal::{Journal, JournalError, Replay};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::recovery::recovered;
 
-use super::{Stop, Writer};
+use super::{Stop, Writer, bounded};
 
 /// Who an instance is.
 #[derive(Debug, Clone)]
@@ -41,6 +41,9 @@ pub enum StartError {
     /// The journal cannot be used.
     #[error("the journal cannot be used")]
     Journal(#[source] JournalError),
+    /// The journal cannot be written any more, not even anew.
+    #[error("the journal cannot be written")]
+    JournalLost,
     /// The instance was settled by an operator; what its journal had was handed in. It needs a new
     /// instance id.
     #[error("this instance was settled by an operator")]
@@ -66,7 +69,7 @@ pub async fn start(
     };
     // Before the claim as well: a start from a copy must not take the name from who goes on using
     // it, because the claim could not be taken back, and its folder would be refused for good.
-    let known = store.find_instance(identity.instance_id).await;
+    let known = bounded(store.find_instance(identity.instance_id)).await;
     if known
         .map_err(StartError::Store)?
         .is_some_and(|row| is_ahead(&row))
@@ -109,13 +112,13 @@ pub async fn start(
         waiters: Vec::new(),
         retry_at: None,
         unclaimed: None,
+        fits: None,
     };
     writer
-        .take_over(&row, replay, went_back)
+        .take_over(&row, replay)
         .map_err(StartError::Journal)?;
     if went_back {
-        // A number above every one that was ever used, so that the database is behind it.
-        writer.guard.seq += 1;
+        writer.guard.seq = known_here.number_above(&row);
     }
     match writer.settle_start(went_back).await {
         Ok(()) => {
@@ -124,15 +127,15 @@ pub async fn start(
         }
         Err(Stop::Settled) => Err(StartError::Settled),
         Err(Stop::LostIdentity) => Err(StartError::OlderCopy),
-        Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::Journal(JournalError::Full)),
+        Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::JournalLost),
     }
 }
 
 /// Begins without the database, with the leases that the journal knows.
 ///
 /// They are at most those that the database has. What the last start left open is ended in the
-/// journal. The writer claims the instance as soon as the database answers, and everything else waits
-/// for that; it ends with [`Finish::LostIdentity`](super::Finish::LostIdentity) or
+/// journal. The writer claims the instance as soon as the database answers after `fits` has resolved,
+/// which says that it may be used, and everything else waits for that; it ends with [`Finish::LostIdentity`](super::Finish::LostIdentity) or
 /// [`Finish::Settled`](super::Finish::Settled) where [`start`] would have refused.
 ///
 /// # Errors
@@ -144,6 +147,7 @@ pub fn start_away(
     journal: Journal,
     replay: Replay,
     identity: Identity,
+    fits: impl Future<Output = ()> + Send + Sync + 'static,
 ) -> Result<(Ledger, Writer), StartError> {
     journal.maintain(clock.now()).map_err(StartError::Journal)?;
     let ledger = Ledger::new(options, journal);
@@ -168,6 +172,7 @@ pub fn start_away(
         waiters: Vec::new(),
         retry_at: None,
         unclaimed: Some(unclaimed),
+        fits: Some(Box::pin(fits)),
     };
     let row = InstanceRow {
         boot_id: identity.boot_id,
@@ -177,7 +182,7 @@ pub fn start_away(
         leases: replay.leases.clone(),
     };
     writer
-        .take_over(&row, replay, false)
+        .take_over(&row, replay)
         .map_err(StartError::Journal)?;
     Ok((ledger, writer))
 }
@@ -240,34 +245,23 @@ async fn claim(
     identity: &Identity,
     now: UnixMillis,
 ) -> Result<InstanceRow, StartError> {
-    store
-        .claim_instance(
-            identity.instance_id,
-            &identity.earlier_boots,
-            identity.boot_id,
-            now,
-        )
-        .await
-        .map_err(|error| match error {
-            StoreError::Guard => StartError::OlderCopy,
-            other => StartError::Store(other),
-        })
+    bounded(store.claim_instance(
+        identity.instance_id,
+        &identity.earlier_boots,
+        identity.boot_id,
+        now,
+    ))
+    .await
+    .map_err(|error| match error {
+        StoreError::Guard => StartError::OlderCopy,
+        other => StartError::Store(other),
+    })
 }
 
 impl Writer {
     /// Takes over what the last start left: leases from the database, posts from the journal, and
     /// one record for each hold that was open.
-    fn take_over(
-        &mut self,
-        row: &InstanceRow,
-        replay: Replay,
-        went_back: bool,
-    ) -> Result<(), JournalError> {
-        self.guard.seq = self.guard.seq.max(if went_back {
-            replay.sent.map_or(replay.seq, |sent| sent.max(replay.seq))
-        } else {
-            0
-        });
+    fn take_over(&mut self, row: &InstanceRow, replay: Replay) -> Result<(), JournalError> {
         if row.state == InstanceState::Resolved {
             self.mode = PostMode::Late;
             self.shared.suspend_admission();

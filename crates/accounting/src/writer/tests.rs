@@ -262,6 +262,7 @@ fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
         journal,
         replay,
         identity,
+        std::future::ready(()),
     )
     .unwrap();
     (folder, store, clock, ledger, writer)

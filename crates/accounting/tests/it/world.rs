@@ -601,6 +601,10 @@ impl World {
                 self.judge_journal_error(site, &life, &error);
                 return Started::Again;
             }
+            Err(StartError::JournalLost) => {
+                self.judge_journal_error(site, &life, &JournalError::Full);
+                return Started::Again;
+            }
             Err(StartError::OlderCopy) => {
                 self.log.violation(format!(
                     "i{}.{boot} is taken for an older copy",

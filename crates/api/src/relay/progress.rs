@@ -74,7 +74,7 @@ impl Mark {
     }
 
     /// Notes that the end is booked: there is nothing more to say.
-    pub(crate) fn is_over(&self) {
+    pub(crate) fn end(&self) {
         self.is_over.store(true, Ordering::Relaxed);
     }
 

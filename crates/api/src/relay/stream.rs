@@ -303,7 +303,7 @@ impl EventStream {
         if let Some(mut in_flight) = self.in_flight.take() {
             in_flight.usage = self.inspector.usage();
             in_flight.output = Output::Stream(self.inspector.take_output());
-            self.mark.is_over();
+            self.mark.end();
             if self.is_draining {
                 in_flight.is_drained = ending == Ending::Finished;
                 let ending = match ending {
@@ -427,7 +427,7 @@ impl Drop for EventStream {
         // The upstream is closed first, then what was read is booked; dropping the request in
         // flight says why.
         self.source = Source::Over;
-        self.mark.is_over();
+        self.mark.end();
         in_flight.usage = self.inspector.usage();
         in_flight.output = Output::Stream(self.inspector.take_output());
         drop(in_flight);
