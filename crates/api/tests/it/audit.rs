@@ -8,8 +8,8 @@ use sluice_domain::ports::LedgerStore;
 use sluice_domain::quota::{Amounts, Payer, ScopeKind};
 use sluice_domain::time::UnixMillis;
 use sluice_domain::usage::{Basis, Ending};
+use sluice_storage::Storage;
 use sluice_storage::usage::StoredRecord;
-use sluice_storage::{Storage, StorageOptions};
 use sluice_testkit::Served;
 
 use crate::deployment::Deployment;
@@ -83,16 +83,7 @@ impl Audit {
 /// Compares everything, after the relay was stopped cleanly and the load has ended.
 pub(crate) async fn audit(deployment: &Deployment, calls: &[Call]) -> Audit {
     let mut audit = Audit::default();
-    let options = StorageOptions {
-        url: deployment.database_url.clone(),
-        max_connections: 2,
-    };
-    let storage = Storage::open(&options).await.unwrap();
-    let tenant = storage
-        .find_tenant_by_name(&"acme".parse().unwrap())
-        .await
-        .unwrap()
-        .unwrap();
+    let (storage, tenant) = deployment.storage().await;
     let records = storage
         .list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), u32::MAX)
         .await

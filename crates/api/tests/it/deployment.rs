@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_domain::tenant::Tenant;
 use sluice_domain::time::{LocalDay, Month, UnixMillis};
 use sluice_storage::usage::StoredRecord;
 use sluice_storage::{Storage, StorageOptions};
@@ -190,8 +191,8 @@ impl Deployment {
         }
     }
 
-    /// Returns every usage record, oldest first.
-    pub(crate) async fn records(&self) -> Vec<StoredRecord> {
+    /// Opens the database beside the relay, and finds the tenant `acme` in it.
+    pub(crate) async fn storage(&self) -> (Storage, Tenant) {
         let options = StorageOptions {
             url: self.database_url.clone(),
             max_connections: 2,
@@ -202,6 +203,12 @@ impl Deployment {
             .await
             .unwrap()
             .unwrap();
+        (storage, tenant)
+    }
+
+    /// Returns every usage record, oldest first.
+    pub(crate) async fn records(&self) -> Vec<StoredRecord> {
+        let (storage, tenant) = self.storage().await;
         let mut records = storage
             .list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), 1_000)
             .await
@@ -213,16 +220,7 @@ impl Deployment {
 
     /// Returns requests and tokens by the daily and by the monthly rollups.
     pub(crate) async fn rollups(&self) -> ((i64, i64), (i64, i64)) {
-        let options = StorageOptions {
-            url: self.database_url.clone(),
-            max_connections: 2,
-        };
-        let storage = Storage::open(&options).await.unwrap();
-        let tenant = storage
-            .find_tenant_by_name(&"acme".parse().unwrap())
-            .await
-            .unwrap()
-            .unwrap();
+        let (storage, tenant) = self.storage().await;
         let (first, last) = (LocalDay(19_700_101), LocalDay(99_981_231));
         let daily = storage.usage_by_day(tenant.id, first, last).await.unwrap();
         let (first, last) = (

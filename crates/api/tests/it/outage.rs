@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use serde_json::Value;
 use sluice_domain::time::UnixMillis;
+use sluice_storage::Storage;
 use sluice_storage::resolve::Resolved;
-use sluice_storage::{Storage, StorageOptions};
 use sluice_testkit::{Program, Request, Response, RunningProcess, Served, call};
 use tokio::time::Instant;
 
@@ -114,11 +114,7 @@ impl Outage {
 
     /// Opens the database, past the proxy.
     async fn storage(&self) -> Storage {
-        let options = StorageOptions {
-            url: self.deployment.database_url.clone(),
-            max_connections: 1,
-        };
-        Storage::open(&options).await.unwrap()
+        self.deployment.storage().await.0
     }
 
     async fn ledger_is_consistent(&self) {

@@ -14,7 +14,6 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sluice_domain::ports::LedgerStore;
 use sluice_domain::quota::{CounterBalance, Payer, ScopeKind};
-use sluice_storage::{Storage, StorageOptions};
 use sluice_testkit::{HttpClient, Request, RunningProcess, Script, words};
 
 use crate::deployment::{Backend, Deployment, PATIENCE};
@@ -270,16 +269,7 @@ struct Watch {
 
 impl Watch {
     async fn start(deployment: &Deployment, kind: ScopeKind, key_name: &str) -> Self {
-        let options = StorageOptions {
-            url: deployment.database_url.clone(),
-            max_connections: 1,
-        };
-        let storage = Storage::open(&options).await.unwrap();
-        let tenant = storage
-            .find_tenant_by_name(&"acme".parse().unwrap())
-            .await
-            .unwrap()
-            .unwrap();
+        let (storage, tenant) = deployment.storage().await;
         let keys = storage
             .list_keys(Some(tenant.id), None, 1_000)
             .await
