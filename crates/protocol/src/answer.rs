@@ -178,7 +178,7 @@ pub fn count_output(endpoint: Endpoint, body: &[u8]) -> i64 {
     let mut output = OutputText::default();
     let body = without_mark(body);
     let mut reader = ChunkReader::default();
-    if reader.read(body).is_some() {
+    if reader.parse(body).is_some() {
         reader.add_to(&mut output);
     } else if let Some(answer) = UnusualChunk::parse(body) {
         answer.add_to(&mut output);

@@ -1,7 +1,10 @@
 //! Chunks of a stream and whole answers, as far as they matter for counting.
 //!
-//! One pass over the text reads what nearly all servers send, without building anything. What does
-//! not fit is read again as a tree, so that an unusual server costs time, not correctness.
+//! One pass over the text reads what nearly all servers send, without building anything; a chunk
+//! that differs from an earlier one in its text alone is not even parsed. What does not fit is read
+//! again as a tree, so that an unusual server costs time, not correctness.
+
+mod frame;
 
 use std::fmt;
 
@@ -12,6 +15,8 @@ use serde_json::value::RawValue;
 
 use crate::json::mend_surrogates;
 use crate::output::OutputText;
+
+use self::frame::Frames;
 
 /// What matters about one chunk, its text aside.
 #[derive(Debug, Default)]
@@ -28,6 +33,22 @@ pub(crate) struct Chunk<'a> {
     pub(crate) is_finishing: bool,
 }
 
+impl Chunk<'_> {
+    /// Returns whether nothing matters about it but its text.
+    const fn is_only_text(&self) -> bool {
+        matches!(
+            self,
+            Self {
+                usage: None,
+                error: None,
+                is_flat_error: false,
+                has_no_choice: false,
+                is_finishing: false,
+            }
+        )
+    }
+}
+
 /// Reads chunks one after the other and reuses its memory.
 #[derive(Debug, Default)]
 pub(crate) struct ChunkReader {
@@ -36,11 +57,30 @@ pub(crate) struct ChunkReader {
     /// The index of each choice, and where its text ends.
     choices: Vec<(usize, usize)>,
     is_finishing: bool,
+    frames: Frames,
 }
 
 impl ChunkReader {
-    /// Reads what nearly all servers send; `None` for anything else, JSON or not.
+    /// Reads the next chunk of a stream as [`parse`](Self::parse) does.
     pub(crate) fn read<'a>(&mut self, data: &'a [u8]) -> Option<Chunk<'a>> {
+        if let Some((choice, text)) = self.frames.find(data) {
+            self.text.clear();
+            self.text.push_str(&text);
+            self.choices.clear();
+            self.choices.push((choice, self.text.len()));
+            return Some(Chunk::default());
+        }
+        let chunk = self.parse(data)?;
+        if let [(choice, _)] = self.choices[..]
+            && chunk.is_only_text()
+        {
+            self.frames.learn(data, choice, &self.text);
+        }
+        Some(chunk)
+    }
+
+    /// Reads what nearly all servers send; `None` for anything else, JSON or not.
+    pub(crate) fn parse<'a>(&mut self, data: &'a [u8]) -> Option<Chunk<'a>> {
         self.text.clear();
         self.choices.clear();
         self.is_finishing = false;
