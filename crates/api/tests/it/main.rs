@@ -13,6 +13,8 @@ mod endings;
 #[cfg(test)]
 mod errors;
 #[cfg(test)]
+mod hot_path;
+#[cfg(test)]
 mod keys;
 #[cfg(test)]
 mod load;
