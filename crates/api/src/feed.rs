@@ -227,6 +227,9 @@ impl Follower {
             as_of: self.app.standing.as_of(),
             routing: self.app.stored_routing.load_full(),
         };
-        keeper.write(frame, &self.app.grants).await;
+        let as_of = frame.as_of;
+        if keeper.write(frame, &self.app.grants).await {
+            self.app.metrics.snapshot_as_of.set(as_of.0 / 1_000);
+        }
     }
 }

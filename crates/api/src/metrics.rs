@@ -126,6 +126,7 @@ pub(crate) struct Metrics {
     ledger: LedgerFigures,
     pub(crate) connections: Gauge,
     pub(crate) feed_failures: Counter,
+    pub(crate) snapshot_as_of: Gauge,
     pub(crate) key_lookups: Counter,
 }
 
@@ -199,6 +200,7 @@ impl Metrics {
             ledger,
             connections: Gauge::default(),
             feed_failures: Counter::default(),
+            snapshot_as_of: Gauge::default(),
             key_lookups: Counter::default(),
         };
         let registry = &mut metrics.registry;
@@ -211,6 +213,11 @@ impl Metrics {
             "sluice_feed_failures",
             "Polls of the change feed that failed",
             metrics.feed_failures.clone(),
+        );
+        registry.register(
+            "sluice_snapshot_as_of_seconds",
+            "The Unix time of which the config snapshot on disk is, 0 when this process has written none; a restart without the database needs one that is younger than snapshot.max_age_ms",
+            metrics.snapshot_as_of.clone(),
         );
         registry.register(
             "sluice_key_lookups",

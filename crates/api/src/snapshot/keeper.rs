@@ -94,9 +94,9 @@ impl Keeper {
             || now >= self.written_at + RENEW_AFTER
     }
 
-    /// Writes what is known now. A file that cannot be replaced is removed, so that it serves nobody
-    /// who is gone.
-    pub(crate) async fn write(&mut self, frame: Frame, grants: &Grants) {
+    /// Writes what is known now, and returns whether that succeeded. A file that cannot be replaced is
+    /// removed, so that it serves nobody who is gone.
+    pub(crate) async fn write(&mut self, frame: Frame, grants: &Grants) -> bool {
         let began = Instant::now();
         let learned = grants.learned();
         let known = grants.export(self.max_keys);
@@ -123,6 +123,7 @@ impl Keeper {
                 self.written = written;
                 self.is_written = true;
                 self.is_wrong = false;
+                true
             }
             Ok(Err((error, removed))) => {
                 tracing::error!(
@@ -135,9 +136,11 @@ impl Keeper {
                     self.is_written = true;
                     self.is_wrong = false;
                 }
+                false
             }
             Err(ended) => {
                 tracing::error!(error = chain(&ended), "the config snapshot was not written");
+                false
             }
         }
     }

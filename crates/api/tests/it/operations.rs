@@ -1,9 +1,14 @@
 //! What operators look at, and what they must never see.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use sluice_testkit::{Request, Script, call};
+use tokio::time::Instant;
 
-use crate::deployment::{PATIENCE, UPSTREAM_KEY, chat, on_both_databases, streamed_chat};
+use crate::deployment::{
+    Backend, Deployment, PATIENCE, UPSTREAM_KEY, chat, on_both_databases, streamed_chat,
+};
 
 on_both_databases! {
     async fn health_readiness_and_metrics(deployment: Deployment) {
@@ -89,7 +94,7 @@ on_both_databases! {
                 })
             })
             .collect();
-        tokio::time::sleep(std::time::Duration::from_millis(700)).await;
+        tokio::time::sleep(Duration::from_millis(700)).await;
         assert!(relay.stop());
         let mut answered = 0;
         for client in load {
@@ -100,5 +105,36 @@ on_both_databases! {
         let ((records, _), _) = relay.deployment.rollups().await;
         assert_eq!(usize::try_from(records).unwrap(), served, "one record for each request at the provider");
         assert!(served >= answered, "{served} at the provider, {answered} answered");
+    }
+}
+
+#[tokio::test]
+async fn the_age_of_the_snapshot_can_be_watched() {
+    let Some(deployment) = Deployment::new(Backend::Postgres) else {
+        return;
+    };
+    let before = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap()
+        .as_secs();
+    let relay = deployment.start();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let response = call(relay.address, &Request::get("/metrics"))
+            .await
+            .unwrap();
+        let text = String::from_utf8(response.body.to_vec()).unwrap();
+        let as_of: u64 = text
+            .lines()
+            .find_map(|line| line.strip_prefix("sluice_snapshot_as_of_seconds "))
+            .unwrap()
+            .parse()
+            .unwrap();
+        if as_of > 0 {
+            assert!((before..before + 60).contains(&as_of), "{as_of}");
+            return;
+        }
+        assert!(Instant::now() < deadline, "no snapshot was written");
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
