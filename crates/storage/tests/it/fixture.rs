@@ -17,7 +17,7 @@ use sluice_domain::record::{
 };
 use sluice_domain::route::Endpoint;
 use sluice_domain::tenant::{EntityState, Role, Tenant, User};
-use sluice_domain::time::{TimeZone, UnixMillis};
+use sluice_domain::time::{Month, TimeZone, UnixMillis};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 use sluice_storage::key::NewProxyKey;
 use sluice_storage::tenant::NewTenant;
@@ -74,7 +74,7 @@ pub(crate) struct Database {
     clippy::disallowed_methods,
     reason = "tests are configured by the environment"
 )]
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
@@ -318,6 +318,28 @@ impl Database {
             .map(ToString::to_string)
             .collect();
         assert!(faults.is_empty(), "{faults:#?}");
+    }
+
+    /// Closes a month of a tenant with a statement of the records that it has.
+    pub(crate) async fn close_month(&self, tenant: &Tenant, month: Month) {
+        let (tenant, month) = (self.literal(tenant.id.as_uuid()), month.as_number());
+        let hash = if self.is_sqlite() {
+            "zeroblob(32)"
+        } else {
+            "decode(repeat('00', 32), 'hex')"
+        };
+        for sql in [
+            format!(
+                "INSERT INTO statements (tenant_id, statement_period, version, totals, record_count, hash, closed_at_ms) \
+                 SELECT {tenant}, {month}, 1, '{{}}', COUNT(*), {hash}, 0 FROM usage_records \
+                 WHERE tenant_id = {tenant} AND statement_period = {month}"
+            ),
+            format!(
+                "UPDATE periods SET state = 'closed' WHERE tenant_id = {tenant} AND period = {month}"
+            ),
+        ] {
+            assert_eq!(self.execute(&sql).await.unwrap(), 1, "{sql}");
+        }
     }
 
     /// Lets records and entries be changed by hand.

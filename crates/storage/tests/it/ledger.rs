@@ -4,7 +4,7 @@ use sluice_domain::id::{BootId, InstanceId, RequestId, TenantId};
 use sluice_domain::ports::{Guard, InstanceState, LedgerStore, PostMode, StoreError};
 use sluice_domain::quota::{CounterKey, ScopeKind};
 use sluice_domain::record::NumberedRecord;
-use sluice_domain::time::{LocalDay, Month, TimeZone};
+use sluice_domain::time::{LocalDay, Month, TimeZone, parse_rfc3339};
 use sluice_domain::usage::MAX_AMOUNT;
 
 use crate::fixture::{Account, Database, NOW, id};
@@ -576,16 +576,7 @@ async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one
     let account = database.account("acme").await;
     let mut guard = database.instance().await;
     assert_eq!(post(database, &mut guard, &account.records(1, 1)).await, 1);
-    let tenant = database.literal(account.tenant.id.as_uuid());
-    let close = |number: i32| {
-        format!(
-            "UPDATE periods SET state = 'closed' WHERE tenant_id = {tenant} AND period = {number}"
-        )
-    };
-    assert_eq!(
-        database.execute(&close(month().as_number())).await.unwrap(),
-        1
-    );
+    database.close_month(&account.tenant, month()).await;
     // By hand: refused by the database itself, on SQLite where the month is summed.
     let by_hand = if database.is_sqlite() {
         "UPDATE rollup_monthly SET requests = requests + 1".to_owned()
@@ -617,7 +608,7 @@ async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one
     );
     assert_eq!(database.number(&late).await, 1);
     // All months closed: the one after them is opened.
-    assert_eq!(database.execute(&close(next.as_number())).await.unwrap(), 1);
+    database.close_month(&account.tenant, next).await;
     assert_eq!(post(database, &mut guard, &account.records(3, 1)).await, 1);
     let opened = format!(
         "SELECT COUNT(*) FROM usage_records WHERE statement_period = {}",
@@ -634,6 +625,7 @@ async fn a_month_that_is_not_in_the_calendar_is_written(database: &Database) {
     let mut records = account.records(1, 2);
     records[0].record.open.period = old;
     records[0].record.open.local_day = LocalDay(20_260_331);
+    records[0].record.open.started_at = parse_rfc3339("2026-03-31T12:00:00Z").unwrap();
     // The ledger outlives configuration: a tenant that nobody knows.
     records[1].record.open.payer.tenant_id = TenantId::from_uuid(id());
     assert_eq!(post(database, &mut guard, &records).await, 2);

@@ -30,6 +30,9 @@ macro_rules! on_both {
 mod fixture;
 
 #[cfg(test)]
+mod dice;
+
+#[cfg(test)]
 mod migration;
 
 #[cfg(test)]
@@ -61,6 +64,12 @@ mod late;
 
 #[cfg(test)]
 mod verify;
+
+#[cfg(test)]
+mod corrupt;
+
+#[cfg(test)]
+mod floor;
 
 #[cfg(test)]
 mod usage;

@@ -163,13 +163,16 @@ async fn records_that_do_not_add_up_are_found(database: &Database) {
     let undo = record("quota_tokens = 30");
     expect(database, &["V2", "V5"], &[&change], &[&undo]).await;
     let (change, undo) = (
-        record("local_day = 20261121"),
+        record("local_day = 20261119"),
         record("local_day = 20261118"),
     );
     expect(database, &["V5"], &[&change], &[&undo]).await;
+    let start = |by: &str| record(&format!("started_at_ms = started_at_ms {by} 172800000"));
+    expect(database, &["V7"], &[&start("-")], &[&start("+")]).await;
     // A record that vanished together with all that it was summed in.
     let gone = [
         "DELETE FROM usage_records WHERE post_no = 3".to_owned(),
+        "DELETE FROM record_details WHERE request_id NOT IN (SELECT request_id FROM usage_records)".to_owned(),
         "UPDATE counters SET used_tokens = used_tokens - 30, used_nano = used_nano - 300 WHERE used_tokens > 0".to_owned(),
         less("rollup_daily"),
         less("rollup_monthly"),
@@ -247,6 +250,10 @@ async fn months_that_do_not_fit_are_found(database: &Database) {
     );
     let again = statement.replace(", 1, '{}', 4", ", 2, '{}', 3");
     expect(database, &["V10"], &[&statement], &[&again]).await;
+    let stated = format!("DELETE FROM statements WHERE tenant_id = {tenant}");
+    let state = |to: &str| format!("UPDATE periods SET state = '{to}' {of_month}");
+    let (closed, open) = (state("closed"), state("open"));
+    expect(database, &["V10"], &[&closed, &stated], &[&open]).await;
     let moved = |from: i32, to: i32| {
         format!(
             "UPDATE counters SET period = {to} WHERE scope = 'tenant' AND scope_id = {tenant} AND period = {from}"
@@ -256,11 +263,15 @@ async fn months_that_do_not_fit_are_found(database: &Database) {
     expect(database, &["V2", "V7"], &[&away], &[&back]).await;
     database.unprotect().await;
     // Records, days and months agree on a day of another month.
-    let day = |day: i32| {
-        ["usage_records", "rollup_daily"]
-            .map(|table| format!("UPDATE {table} SET local_day = {day}"))
+    let day = |day: i32, by: &str| {
+        [
+            format!(
+                "UPDATE usage_records SET local_day = {day}, started_at_ms = started_at_ms {by} 5529600000"
+            ),
+            format!("UPDATE rollup_daily SET local_day = {day}"),
+        ]
     };
-    let (wrong, right) = (day(20_260_915), day(20_261_118));
+    let (wrong, right) = (day(20_260_915, "-"), day(20_261_118, "+"));
     expect(
         database,
         &["V7"],
