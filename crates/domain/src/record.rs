@@ -159,3 +159,6 @@ pub struct NumberedRecord {
     /// The record; in a box, because it changes hands several times.
     pub record: Box<UsageRecord>,
 }
+
+#[cfg(test)]
+mod tests;

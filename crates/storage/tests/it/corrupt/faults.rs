@@ -236,7 +236,10 @@ pub(super) fn classes() -> Vec<Class> {
             class("counters", Act::Change(leak(&[(peak, To::Is(low))]))),
             is_current_moved,
         ));
-        classes.push(class("quotas", Act::Change(leak(&[(cap, To::Other)]))));
+        classes.push(only(
+            class("quotas", Act::Change(leak(&[(cap, To::Other)]))),
+            is_capped,
+        ));
         let held = leak_text(format!("held_{unit}"));
         classes.push(class("leases", Act::Change(leak(&[(held, To::Other)]))));
         let flying = leak_text(format!("in_flight_{unit}"));
@@ -278,7 +281,7 @@ pub(super) fn classes() -> Vec<Class> {
             ),
             moves,
         ),
-        class("quotas", Act::Delete),
+        only(class("quotas", Act::Delete), is_capped),
         only(class("leases", Act::Delete), holds),
         only(
             class("leases", Act::Change(&[("counter_id", To::Swapped)])),
