@@ -3,7 +3,6 @@
 use sluice_domain::ports::{Guard, InstanceState, PostMode, StoreError};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
-use uuid::Uuid;
 
 use crate::error::{Failure, internal};
 
@@ -13,8 +12,9 @@ statements! {
     PASS_GUARD = "UPDATE instances SET seq = seq + 1, heartbeat_at_ms = $5, \
             posted_no = CASE WHEN posted_no < $7 THEN $7 ELSE posted_no END, \
             posted_rows = posted_rows + $8 \
-        WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4 AND posted_no >= $6";
-    FIND_GUARD = "SELECT instance_id FROM instances \
+        WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4 \
+            AND (posted_no = $6 OR (posted_no > $6 AND CAST($8 AS BIGINT) = 0))";
+    FIND_GUARD = "SELECT posted_no FROM instances \
         WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4";
     PASS_RESYNC = "UPDATE instances SET seq = CAST($3 AS BIGINT) + 1, heartbeat_at_ms = $4 \
         WHERE instance_id = $1 AND boot_id = $2 AND state = 'live' AND seq < $3";
@@ -51,7 +51,9 @@ const fn state_for(mode: PostMode) -> InstanceState {
 }
 
 on_both! {
-    /// Checks and advances the row of the instance; nothing may happen when it does not fit.
+    /// Checks and advances the row of the instance; nothing may happen when it does not fit. Rows
+    /// that are counted as new must begin right after the last post: of earlier ones some may have
+    /// been set aside, which the records do not tell.
     pub(crate) async fn pass_guard(
         &mut self,
         guard: Guard,
@@ -78,13 +80,14 @@ on_both! {
         if passed.rows_affected() == 1 {
             return Ok(());
         }
-        let fits: Option<Uuid> = sql_scalar!(FIND_GUARD, instance, boot, guard.seq, state)
+        let posted_no: Option<i64> = sql_scalar!(FIND_GUARD, instance, boot, guard.seq, state)
             .fetch_optional(&mut *self.conn)
             .await?;
-        if fits.is_some() {
-            return Err(internal("posts are missing before the first of this batch").into());
+        match posted_no {
+            None => Err(StoreError::Guard.into()),
+            Some(posted_no) if posted_no > numbers.before_first => Err(Failure::NotAllNew),
+            Some(_) => Err(internal("posts are missing before the first of this batch").into()),
         }
-        Err(StoreError::Guard.into())
     }
 
     /// As [`Self::pass_guard`], when the number in the database is behind: it becomes one more than

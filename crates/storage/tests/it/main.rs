@@ -72,4 +72,7 @@ mod corrupt;
 mod floor;
 
 #[cfg(test)]
+mod replay;
+
+#[cfg(test)]
 mod usage;
