@@ -64,6 +64,16 @@ impl Month {
         }
     }
 
+    /// Returns the month before this one.
+    #[must_use]
+    pub fn previous(self) -> Self {
+        if self.0.rem_euclid(100) == 1 {
+            Self(self.0 - 89)
+        } else {
+            Self(self.0 - 1)
+        }
+    }
+
     fn first_day(self) -> Option<civil::Date> {
         let year = i16::try_from(self.0.div_euclid(100)).ok()?;
         let month = i8::try_from(self.0.rem_euclid(100)).ok()?;

@@ -9,8 +9,13 @@ use crate::error::{Failure, corrupt};
 use crate::storage::Storage;
 
 statements! {
+    // Months adjoin whatever zone a tenant has had: a new one begins where the one before it ends, and
+    // ends where the next begins, where there are such.
     INSERT_PERIOD = "INSERT INTO periods (tenant_id, period, starts_at_ms, ends_at_ms, state) \
-        VALUES ($1, $2, $3, $4, 'open') ON CONFLICT DO NOTHING";
+        VALUES ($1, $2, \
+            COALESCE((SELECT b.ends_at_ms FROM periods b WHERE b.tenant_id = $1 AND b.period = $5), $3), \
+            COALESCE((SELECT a.starts_at_ms FROM periods a WHERE a.tenant_id = $1 AND a.period = $6), $4), \
+            'open') ON CONFLICT DO NOTHING";
     // Tenants that lack one of the months that contain the time or follow it.
     LIST_WITHOUT_PERIODS = "SELECT t.tenant_id, t.time_zone FROM tenants t \
         WHERE t.tenant_id > $1 AND t.state <> 'deleted' AND \
@@ -87,6 +92,8 @@ on_both! {
             period.month.as_number(),
             period.starts_at.0,
             period.ends_at.0,
+            period.month.previous().as_number(),
+            period.month.next().as_number(),
         )
         .execute(&mut *self.conn)
         .await?;

@@ -147,6 +147,7 @@ fn check_time(zone: &TimeZone, at: UnixMillis) {
     // Months adjoin.
     let next = zone.period_of(period.ends_at);
     assert_eq!(next.month, period.month.next(), "{about}");
+    assert_eq!(next.month.previous(), period.month, "{about}");
     assert_eq!(next.starts_at, period.ends_at, "{about}");
     let before = zone.period_of(UnixMillis(first.0 - 1));
     assert_eq!(before.month.next(), period.month, "{about}");

@@ -75,4 +75,7 @@ mod floor;
 mod replay;
 
 #[cfg(test)]
+mod calendar;
+
+#[cfg(test)]
 mod usage;
