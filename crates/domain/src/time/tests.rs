@@ -89,7 +89,7 @@ fn tries() -> u64 {
     wanted.map_or(2_000, |count| count.parse().unwrap())
 }
 
-/// SplitMix64.
+/// Random choices that a number repeats: `SplitMix64`.
 struct Dice(u64);
 
 impl Dice {

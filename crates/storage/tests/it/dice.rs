@@ -1,6 +1,6 @@
 //! Random choices that a number repeats.
 
-/// SplitMix64: small, and good enough to choose with.
+/// `SplitMix64`: small, and good enough to choose with.
 pub(crate) struct Dice(u64);
 
 impl Dice {

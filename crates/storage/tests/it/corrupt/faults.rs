@@ -55,6 +55,7 @@ impl fmt::Display for Class {
 }
 
 /// One class of faults.
+#[derive(Clone, Copy)]
 pub(super) struct Class {
     pub(super) table: &'static str,
     pub(super) act: Act,
@@ -459,7 +460,7 @@ fn value(
             }
             // The nil UUID stands for none.
             others.retain(|other| {
-                *other != row[column] && *other != "NULL" && other.trim_matches('0') != ""
+                *other != row[column] && *other != "NULL" && !other.trim_matches('0').is_empty()
             });
             others.sort_unstable();
             others.dedup();

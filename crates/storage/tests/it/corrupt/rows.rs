@@ -258,7 +258,7 @@ pub(super) fn names(table: &str, row: &Row, dumps: [&Dump; 2]) -> BTreeSet<Strin
             names.insert(request(row).to_string());
         }
         "rollup_daily" => {
-            names.extend([rollup("local_day"), rollup("period"), "up to ".to_owned()])
+            names.extend([rollup("local_day"), rollup("period"), "up to ".to_owned()]);
         }
         "rollup_monthly" => {
             names.insert(rollup("period"));
