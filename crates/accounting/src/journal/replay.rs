@@ -101,7 +101,7 @@ pub(super) struct TailLine {
     pub(super) payload: Vec<u8>,
     sequence: u64,
     end: u64,
-    post_no: i64,
+    pub(super) post_no: i64,
     /// Which of the scan's segments it stands in.
     segment: usize,
 }

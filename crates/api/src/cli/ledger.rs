@@ -1,6 +1,7 @@
 //! `sluice ledger`: whether the accounts are sound, who takes part in them, and what an operator does
 //! about an instance that is gone.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
@@ -10,8 +11,9 @@ use sluice_accounting::journal::{self, FolderDisk, Replay};
 use sluice_domain::id::{InstanceId, ProxyKeyId, TenantId, UserId};
 use sluice_domain::ports::InstanceState;
 use sluice_domain::quota::{Amounts, CounterKey, Lease, ScopeKind};
+use sluice_domain::record::NumberedRecord;
 use sluice_storage::resolve::{InstanceOverview, Resolved};
-use sluice_storage::verify::Finding;
+use sluice_storage::verify::{Finding, StoredPost};
 
 use super::admin::{Admin, with_database};
 use super::input::WrongUsage;
@@ -109,13 +111,89 @@ async fn verify_journal(admin: &Admin<'_>, folder: &Path) -> anyhow::Result<Vec<
     let Some(instance) = instances.iter().find(|i| i.instance_id == instance_id) else {
         bail!("the database knows nothing of {instance_id}, whose journal this is");
     };
+    let mut posts = Vec::new();
+    journal::kept_posts(&disk, &mut |kept| posts.extend(kept.iter().map(post_of)))
+        .context("the posts of the journal cannot be read")?;
+    posts.retain(|post| post.post_no <= instance.posted_no);
+    let mut findings = compare(instance, &replay);
+    for kept in posts.chunks(POSTS_AT_ONCE) {
+        let (Some(first), Some(last)) = (kept.first(), kept.last()) else {
+            continue;
+        };
+        let stored = admin
+            .storage
+            .list_posts(instance_id, first.post_no, last.post_no)
+            .await?;
+        findings.extend(compare_posts(instance_id, kept, &stored));
+    }
     terminal::note(&format!(
         "{instance_id}: {} requests were open, posts up to {} of {} are in the database",
         replay.holds.len(),
         instance.posted_no,
         replay.next_post_no - 1
     ));
-    Ok(compare(instance, &replay))
+    Ok(findings)
+}
+
+/// Posts of a journal that are compared with the ledger by one statement.
+const POSTS_AT_ONCE: usize = 1_000;
+
+/// Returns what the ledger should have of a post.
+fn post_of(numbered: &NumberedRecord) -> StoredPost {
+    let record = &numbered.record;
+    StoredPost {
+        post_no: numbered.post_no,
+        request_id: record.open.request_id,
+        payer: Some(record.open.payer),
+        charge: record.charge(),
+        excess: record.excess(),
+    }
+}
+
+/// Compares posts of a journal, in their order, with what the ledger has of them.
+fn compare_posts(instance: InstanceId, kept: &[StoredPost], stored: &[StoredPost]) -> Vec<Finding> {
+    let found: BTreeMap<i64, &StoredPost> =
+        stored.iter().map(|post| (post.post_no, post)).collect();
+    let finding = |post: &StoredPost, expected: String, found: String, sentence| Finding {
+        id: "J2",
+        table: "usage_records",
+        key: format!("post {} of {instance}", post.post_no),
+        expected,
+        found,
+        sentence,
+    };
+    let words = |post: &StoredPost| {
+        let payer = post.payer.map_or_else(String::new, |payer| {
+            format!(" of {} {} {}", payer.tenant_id, payer.user_id, payer.key_id)
+        });
+        format!(
+            "{}{payer}: {} tokens and {} nano, {} and {} beyond it",
+            post.request_id,
+            post.charge.tokens,
+            post.charge.nano,
+            post.excess.tokens,
+            post.excess.nano
+        )
+    };
+    let compare = |post: &StoredPost| match found.get(&post.post_no) {
+        None => Some(finding(
+            post,
+            words(post),
+            "none".to_owned(),
+            "the journal has a post that the database lost",
+        )),
+        Some(stored) => {
+            // Of what was set aside the ledger has no amounts.
+            let is_same = if stored.payer.is_some() {
+                *stored == post
+            } else {
+                stored.request_id == post.request_id
+            };
+            let sentence = "the journal and the database have different posts of one number";
+            (!is_same).then(|| finding(post, words(post), words(stored), sentence))
+        }
+    };
+    kept.iter().filter_map(compare).collect()
 }
 
 fn compare(instance: &InstanceOverview, replay: &Replay) -> Vec<Finding> {
@@ -170,7 +248,7 @@ fn scope_id(key: CounterKey) -> String {
 
 /// What the open holds of a journal have set aside, by counter.
 fn open_bounds(replay: &Replay) -> Vec<Lease> {
-    let mut bounds = std::collections::BTreeMap::<CounterKey, Amounts>::new();
+    let mut bounds = BTreeMap::<CounterKey, Amounts>::new();
     for hold in &replay.holds {
         let open = &hold.open;
         for key in open.payer.counters(open.period) {
@@ -254,4 +332,88 @@ async fn resolve(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_domain::id::RequestId;
+    use sluice_domain::quota::Payer;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn uuid(n: i64) -> Uuid {
+        Uuid::from_u128(u128::try_from(n).unwrap())
+    }
+
+    fn posts() -> Vec<StoredPost> {
+        let post = |post_no| StoredPost {
+            post_no,
+            request_id: RequestId::from_uuid(uuid(1_000 + post_no)),
+            payer: Some(Payer {
+                tenant_id: TenantId::from_uuid(uuid(post_no % 3)),
+                user_id: UserId::from_uuid(uuid(post_no % 5)),
+                key_id: ProxyKeyId::from_uuid(uuid(post_no % 7)),
+            }),
+            charge: Amounts {
+                tokens: 30 + post_no,
+                nano: 300,
+            },
+            excess: Amounts::ZERO,
+        };
+        (11..=40).map(post).collect()
+    }
+
+    #[test]
+    fn a_journal_that_agrees_with_the_ledger_has_no_finding() {
+        let instance = InstanceId::from_uuid(uuid(9));
+        let mut stored = posts();
+        assert_eq!(compare_posts(instance, &posts(), &stored), []);
+        // What was set aside has its request alone.
+        stored[3] = StoredPost {
+            payer: None,
+            charge: Amounts::ZERO,
+            ..stored[3]
+        };
+        assert_eq!(compare_posts(instance, &posts(), &stored), []);
+    }
+
+    #[test]
+    fn every_post_that_the_ledger_lost_or_changed_is_named_alone() {
+        let instance = InstanceId::from_uuid(uuid(9));
+        let payer = |post: &mut StoredPost, change: fn(&mut Payer)| {
+            if let Some(payer) = &mut post.payer {
+                change(payer);
+            }
+        };
+        let changes: [&dyn Fn(&mut StoredPost); 10] = [
+            &|post| post.charge.tokens += 1,
+            &|post| post.charge.nano -= 1,
+            &|post| post.excess.tokens += 1,
+            &|post| post.excess.nano += 1,
+            &|post| post.request_id = RequestId::from_uuid(uuid(1)),
+            &|post| {
+                payer(post, |payer| {
+                    payer.tenant_id = TenantId::from_uuid(uuid(77))
+                })
+            },
+            &|post| payer(post, |payer| payer.user_id = UserId::from_uuid(uuid(77))),
+            &|post| payer(post, |payer| payer.key_id = ProxyKeyId::from_uuid(uuid(77))),
+            &|post| {
+                post.payer = None;
+                post.request_id = RequestId::from_uuid(uuid(1));
+            },
+            &|post| post.post_no += 1_000,
+        ];
+        for (number, change) in changes.iter().enumerate() {
+            for place in 0..posts().len() {
+                let mut stored = posts();
+                change(&mut stored[place]);
+                let found = compare_posts(instance, &posts(), &stored);
+                let keys: Vec<&str> = found.iter().map(|finding| finding.key.as_str()).collect();
+                let key = format!("post {} of {instance}", place + 11);
+                assert_eq!(keys, [key.as_str()], "change {number}");
+            }
+        }
+    }
 }

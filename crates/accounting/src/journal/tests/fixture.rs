@@ -381,3 +381,13 @@ pub(crate) fn posts_after(journal: &Journal, posted_no: i64) -> Vec<(i64, u128)>
     let posts = journal.posts_after(posted_no).unwrap();
     posts.iter().map(number_of).collect()
 }
+
+#[track_caller]
+pub(crate) fn kept_posts(disk: &MemoryDisk) -> Vec<(i64, u128)> {
+    let mut posts = Vec::new();
+    let kept = crate::journal::kept_posts(disk, &mut |kept| {
+        posts.extend(kept.iter().map(number_of));
+    });
+    kept.unwrap();
+    posts
+}

@@ -60,6 +60,7 @@ fn a_full_disk_stops_opens_and_every_open_hold_still_posts() {
             }
         }
         assert_eq!(posts_after(&journal, 0), holder.posted);
+        assert_eq!(kept_posts(&disk), holder.posted, "without opening it");
         assert!(open_ids(&replay(&disk).unwrap()).is_empty());
 
         disk.faults(|faults| faults.is_full = false);
@@ -153,11 +154,11 @@ fn segments_are_kept_for_their_time_after_the_last_ack() {
         panic!("the first posts are gone");
     };
     assert!(oldest > 1);
-    assert_eq!(
-        posts_after(&journal, oldest - 1),
-        holder.posted[usize::try_from(oldest).unwrap() - 1..]
-    );
+    let kept = &holder.posted[usize::try_from(oldest).unwrap() - 1..];
+    assert_eq!(posts_after(&journal, oldest - 1), kept);
+    assert_eq!(kept_posts(&disk), kept);
     assert_eq!(open(&disk, 2).1.next_post_no, 500);
+    assert_eq!(kept_posts(&disk), kept, "once, after a start");
 }
 
 #[test]
