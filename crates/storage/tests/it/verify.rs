@@ -90,6 +90,12 @@ async fn counters_that_do_not_add_up_are_found(database: &Database) {
         };
         let used = format!("used_{unit} - 1");
         expect(database, &["V3"], &[&peak(&used)], &[&peak("NULL")]).await;
+        let next = |by: &str| {
+            format!(
+                "UPDATE counters SET cap_{unit} = cap_{unit} {by} WHERE scope = 'key' AND period = 202612"
+            )
+        };
+        expect(database, &["V13"], &[&next("+ 1")], &[&next("- 1")]).await;
         let quota = |to: &str| format!("UPDATE quotas SET cap_{unit} = {to} WHERE scope = 'key'");
         let was = if unit == "tokens" { "10000" } else { "100000" };
         expect(database, &["V13"], &[&quota("5")], &[&quota(was)]).await;
@@ -178,6 +184,11 @@ async fn records_that_do_not_add_up_are_found(database: &Database) {
         less("rollup_monthly"),
     ];
     expect(database, &["V4"], &gone.each_ref().map(String::as_str), &[]).await;
+    let findings = database.storage.verify_ledger(NOW).await.unwrap();
+    let named = findings
+        .iter()
+        .filter(|finding| finding.key.starts_with("post 3 of ins_"));
+    assert_eq!(named.count(), 1, "{findings:?}");
 }
 
 /// Takes one record of the fixture out of a rollup.

@@ -356,6 +356,13 @@ pub(super) fn classes() -> Vec<Class> {
             ),
             of_request,
         ),
+        only(
+            class(
+                "ledger_entries",
+                Act::Double(&[("entry_id", To::Unknown), ("counter_id", To::Unknown)]),
+            ),
+            of_settled,
+        ),
         class("quarantine", Act::Delete),
         class("quarantine", Act::Change(&[("post_no", To::Other)])),
         class("quarantine", Act::Change(&[("request_id", To::Unknown)])),
