@@ -363,6 +363,11 @@ pub(super) fn classes() -> Vec<Class> {
             ),
             of_settled,
         ),
+        class("quarantine", Act::Change(&[("post_no", To::More)])),
+        class(
+            "failed_attempts",
+            Act::Double(&[("request_id", To::Unknown)]),
+        ),
         class("quarantine", Act::Delete),
         class("quarantine", Act::Change(&[("post_no", To::Other)])),
         class("quarantine", Act::Change(&[("request_id", To::Unknown)])),
