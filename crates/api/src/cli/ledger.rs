@@ -394,8 +394,8 @@ mod tests {
             &|post| post.request_id = RequestId::from_uuid(uuid(1)),
             &|post| {
                 payer(post, |payer| {
-                    payer.tenant_id = TenantId::from_uuid(uuid(77))
-                })
+                    payer.tenant_id = TenantId::from_uuid(uuid(77));
+                });
             },
             &|post| payer(post, |payer| payer.user_id = UserId::from_uuid(uuid(77))),
             &|post| payer(post, |payer| payer.key_id = ProxyKeyId::from_uuid(uuid(77))),
