@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_domain::ports::StoreError;
+use sqlx::Connection as _;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, PgPool, SqlitePool};
@@ -242,6 +243,12 @@ async fn open_sqlite(path: &str, max_connections: u32) -> Result<Pools, StoreErr
             .idle_timeout(None)
             .max_lifetime(None)
             .test_before_acquire(false)
+            // When its disk is full, SQLite ends a transaction by itself. The driver's own end of it
+            // fails then, and it would take the connection to be in a transaction for ever.
+            .before_acquire(|connection, _| {
+                let is_usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(is_usable) })
+            })
     };
     let write = pool()
         .max_connections(1)
