@@ -51,8 +51,8 @@ const BACKLOG: u32 = 4096;
 /// it is dropped. The handle may be shared by threads.
 ///
 /// # Which script
-/// The first that there is: for the path, then the next in the queue of the key, the next in the
-/// common queue, for the key, for the model, the default. Lists of models take nothing from queues.
+/// The first that there is: for the path, for the user, then the next in the queue of the key, the
+/// next in the common queue, for the key, for the model, the default. Lists of models take nothing from queues.
 #[derive(Debug)]
 pub struct FakeUpstream {
     address: SocketAddr,
@@ -151,6 +151,16 @@ impl FakeUpstream {
             .lock()
             .by_model
             .insert(model.to_owned(), script);
+        self
+    }
+
+    /// Sets the script for all requests whose body has this `user`: one of many at the same time.
+    pub fn script_for_user(&self, user: &str, script: Script) -> &Self {
+        self.shared
+            .scripts
+            .lock()
+            .by_user
+            .insert(user.to_owned(), script);
         self
     }
 

@@ -9,6 +9,8 @@ mod crash;
 #[cfg(test)]
 mod deployment;
 #[cfg(test)]
+mod disconnects;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod errors;

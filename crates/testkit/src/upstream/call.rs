@@ -16,6 +16,7 @@ pub(super) struct Call {
     pub(super) key: Option<String>,
     pub(super) kind: CallKind,
     pub(super) model: Option<String>,
+    pub(super) user: Option<String>,
     pub(super) streams: bool,
     pub(super) wants_usage: bool,
     /// Parallel answers: `n` times the number of prompts.
@@ -65,6 +66,7 @@ impl Call {
         Self {
             key: key_of(&head.headers),
             model: json["model"].as_str().map(str::to_owned),
+            user: json["user"].as_str().map(str::to_owned),
             streams: json["stream"] == true,
             wants_usage: json["stream_options"]["include_usage"] == true,
             choices: prompts * number("n").unwrap_or(1),

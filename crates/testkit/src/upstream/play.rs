@@ -61,6 +61,9 @@ impl<'a> Play<'a> {
     /// Answers the call and returns what becomes of the connection.
     pub(super) async fn run(mut self, call: &Call, answer: Answer) -> Result<After, PeerLeft> {
         self.pause(self.script.head_delay, false).await?;
+        if let Some(gate) = &self.script.head_gate {
+            self.wait(gate.passed(), false).await?;
+        }
         if let Some(before_head) = self.script.before_head {
             return self.strike_before_head(before_head).await;
         }

@@ -26,6 +26,7 @@ pub struct Script {
     pub(super) cached_tokens: i64,
     pub(super) reasoning_tokens: i64,
     pub(super) head_delay: Duration,
+    pub(super) head_gate: Option<Gate>,
     pub(super) first_event_delay: Duration,
     pub(super) pace: Duration,
     pub(super) keep_alive: Option<Duration>,
@@ -125,6 +126,7 @@ impl Script {
             cached_tokens: 0,
             reasoning_tokens: 0,
             head_delay: Duration::ZERO,
+            head_gate: None,
             first_event_delay: Duration::ZERO,
             pace: Duration::ZERO,
             keep_alive: None,
@@ -227,6 +229,12 @@ impl Script {
     /// Waits before the head.
     pub fn head_delay(mut self, delay: Duration) -> Self {
         self.head_delay = delay;
+        self
+    }
+
+    /// Waits before the head until the gate is opened.
+    pub fn wait_before_head(mut self, gate: &Gate) -> Self {
+        self.head_gate = Some(gate.clone());
         self
     }
 

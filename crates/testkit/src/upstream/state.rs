@@ -26,6 +26,7 @@ pub(super) struct Shared {
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) by_path: HashMap<String, Script>,
+    pub(super) by_user: HashMap<String, Script>,
     pub(super) queue: VecDeque<Script>,
     pub(super) queue_by_key: HashMap<String, VecDeque<Script>>,
     pub(super) by_key: HashMap<String, Script>,
@@ -55,6 +56,9 @@ impl Scripts {
         {
             return script.clone();
         }
+        if let Some(script) = call.user.as_ref().and_then(|user| self.by_user.get(user)) {
+            return script.clone();
+        }
         let key = call.key.as_deref().unwrap_or_default();
         let lists_models = matches!(call.kind, CallKind::Models | CallKind::Model(_));
         if !lists_models {
@@ -82,6 +86,7 @@ impl Shared {
             stopwatch: Stopwatch::start(),
             scripts: Mutex::new(Scripts {
                 by_path: HashMap::new(),
+                by_user: HashMap::new(),
                 queue: VecDeque::new(),
                 queue_by_key: HashMap::new(),
                 by_key: HashMap::new(),

@@ -70,6 +70,42 @@ async fn a_gate_holds_an_answer_at_its_position() {
     stream(&upstream, &streamed()).await;
 }
 
+#[tokio::test]
+async fn a_gate_holds_the_head_of_an_answer() {
+    let upstream = FakeUpstream::start();
+    let gate = Gate::new();
+    upstream.default_script(Script::new().wait_before_head(&gate));
+    let mut client = HttpClient::connect(upstream.address()).await.unwrap();
+    let request = Request::post(CHAT, &words::chat_request("m", 1));
+    client.send(&request).await.unwrap();
+    assert!(
+        client
+            .is_silent_for(Duration::from_millis(30))
+            .await
+            .unwrap()
+    );
+    assert_eq!(upstream.only_served().status, None);
+    gate.open();
+    assert_eq!(client.read_head().await.unwrap().status, 200);
+}
+
+#[tokio::test]
+async fn a_script_of_a_user_is_played_for_that_user_alone() {
+    let upstream = FakeUpstream::start();
+    upstream
+        .script_for_user("ann", Script::refuse(404))
+        .script(Script::refuse(503));
+    let of = |user: &str| {
+        let mut body = words::chat_request("m", 1);
+        body["user"] = user.into();
+        Request::post(CHAT, &body)
+    };
+    for (user, status) in [("ann", 404), ("bob", 503), ("bob", 200), ("ann", 404)] {
+        let answer = call(upstream.address(), &of(user)).await.unwrap();
+        assert_eq!(answer.status(), status, "{user}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn real_time_goes_on_while_the_clock_of_the_test_is_paused() {
     let upstream = FakeUpstream::start();
