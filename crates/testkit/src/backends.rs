@@ -24,6 +24,17 @@ pub fn postgres_url() -> Option<String> {
     }
 }
 
+/// Says that a test is skipped for what is not there, or fails it with `REQUIRE_BACKENDS=1`.
+#[track_caller]
+pub(crate) fn missing(what: &str, why: &str) {
+    match choose(None, variable(REQUIRE_BACKENDS)) {
+        Choice::Fail => fail(format_args!(
+            "there is no {what}, but {REQUIRE_BACKENDS}=1 wants this test to run: {why}"
+        )),
+        Choice::Use(_) | Choice::Skip => note(&format!("skipped: there is no {what}: {why}")),
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 enum Choice {
     Use(String),

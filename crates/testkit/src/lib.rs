@@ -3,13 +3,13 @@
 //! **For**: a provider that does what a script says ([`FakeUpstream`]), a client that shows the bytes
 //! ([`HttpClient`]), a clock that stands still ([`ManualClock`]), domain values with valid defaults
 //! ([`builders`]), programs under test ([`Program`]), a connection that
-//! can be cut ([`Link`]).
+//! can be cut ([`Link`]), a file system that can be filled up ([`SmallDisk`]).
 //!
 //! **Never here**: anything that the product uses, and any knowledge of the product beside `domain`:
 //! what is tested must not help to test itself.
 //!
 //! Modules in reading order: [`words`] (text whose tokens are known), [`upstream`], [`client`],
-//! [`clock`], [`builders`], [`process`], [`link`], [`backends`].
+//! [`clock`], [`builders`], [`process`], [`link`], [`small_disk`], [`backends`].
 //!
 //! A helper that cannot go on fails the test at the place where it was called. Waits have a bound.
 //!
@@ -54,6 +54,8 @@ pub mod process;
 
 pub mod link;
 
+pub mod small_disk;
+
 pub mod backends;
 
 mod fail;
@@ -65,5 +67,6 @@ pub use client::{Closed, HttpClient, RawEvent, Request, Response, ResponseHead, 
 pub use clock::ManualClock;
 pub use link::Link;
 pub use process::{FinishedProcess, Program, RunningProcess, free_port};
+pub use small_disk::{Ballast, SmallDisk};
 pub use upstream::{ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd};
 pub use wire::Headers;

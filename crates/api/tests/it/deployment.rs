@@ -63,6 +63,8 @@ pub(crate) struct Deployment {
     pub(crate) database_url: String,
     pub(crate) upstream: FakeUpstream,
     pub(crate) key: String,
+    /// Words before those of each `sluice` process.
+    pub(crate) launcher: Vec<String>,
     settings: Vec<(&'static str, String)>,
     _database: Option<PostgresDatabase>,
 }
@@ -88,6 +90,7 @@ impl Deployment {
             database_url,
             upstream: FakeUpstream::start(),
             key: String::new(),
+            launcher: Vec::new(),
             settings: Vec::new(),
             _database: database,
         };
@@ -133,7 +136,12 @@ impl Deployment {
 
     /// A `sluice` process with the settings of this deployment and nothing else of the environment.
     pub(crate) fn program(&self, arguments: &[&str]) -> Program {
-        let mut program = Program::new(env!("CARGO_BIN_EXE_sluice"))
+        let binary = env!("CARGO_BIN_EXE_sluice");
+        let program = match self.launcher.split_first() {
+            Some((first, rest)) => Program::new(first).args(rest).arg(binary),
+            None => Program::new(binary),
+        };
+        let mut program = program
             .clear_env()
             .env("SLUICE_DATA_DIR", self.folder.path().join("data"))
             .env("SLUICE_DATABASE_URL", &self.database_url)
@@ -318,6 +326,17 @@ pub(crate) fn streamed_chat(words: usize) -> Value {
     let mut request = chat(words);
     request["stream"] = json!(true);
     request
+}
+
+/// Asks a relay for one of its figures.
+pub(crate) async fn figure(address: SocketAddr, name: &str) -> i64 {
+    let answer = call(address, &Request::get("/metrics")).await.unwrap();
+    let text = String::from_utf8(answer.body.to_vec()).unwrap();
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    let value = value.unwrap_or_else(|| panic!("no {name} in:\n{text}"));
+    value.parse().unwrap()
 }
 
 /// A database of a test, dropped with it.

@@ -16,7 +16,7 @@ use sluice_testkit::{Gate, HttpClient, Quirk, Request, Script, Served, words};
 use tokio::time::Instant;
 
 use crate::audit::{all_records, audit_ledger};
-use crate::deployment::{Backend, Deployment, Relay};
+use crate::deployment::{Backend, Deployment, Relay, figure};
 
 /// Positions in the small size.
 const POSITIONS: usize = 20;
@@ -25,6 +25,10 @@ const PROMPT_WORDS: usize = 7;
 const PACE: Duration = Duration::from_millis(1);
 /// Hundreds of streams at a time, on a machine that is busy with other tests.
 const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The one that asks for it is one of them.
+const CONNECTIONS: &str = "sluice_connections";
+const OPEN_HOLDS: &str = "sluice_ledger_open_holds";
 
 #[tokio::test]
 async fn a_client_that_leaves_at_any_position_is_billed_once_on_sqlite() {
@@ -43,15 +47,14 @@ async fn try_disconnects(backend: Backend) {
     prepare(&mut deployment);
     let positions = positions();
     let relay = deployment.start();
-    let mut probe = Probe::connect(&relay).await;
     let mut tries = Vec::new();
     for format in [Format::Chat, Format::Completion, Format::Embedding] {
         for side in [Side::Cancel, Side::Drain] {
             for kind in format.kinds(side) {
                 let (gate, waiting) = kind.waiting(positions);
-                tries.extend(leave_together(&relay, &mut probe, kind, &gate, waiting).await);
+                tries.extend(leave_together(&relay, kind, &gate, waiting).await);
                 let ahead = kind.ahead(positions);
-                tries.extend(leave_each(&relay, &mut probe, ahead).await);
+                tries.extend(leave_each(&relay, ahead).await);
             }
         }
     }
@@ -403,13 +406,7 @@ impl Try {
 
 /// All clients come to their positions, then all leave; when the relay has heard of that, the provider
 /// may go on.
-async fn leave_together(
-    relay: &Relay,
-    probe: &mut Probe,
-    kind: Kind,
-    gate: &Gate,
-    tries: Vec<Try>,
-) -> Vec<Try> {
+async fn leave_together(relay: &Relay, kind: Kind, gate: &Gate, tries: Vec<Try>) -> Vec<Try> {
     let upstream = relay.upstream();
     let arriving = |this: &&Try| !matches!(this.leave, Leave::InRequest(_));
     let arrived = upstream.served().len() + tries.iter().filter(arriving).count();
@@ -431,19 +428,19 @@ async fn leave_together(
         .wait_for(move |all| all.len() == arrived, PATIENCE)
         .await;
     drop(clients);
-    probe.wait_for("sluice_connections", 1).await;
+    wait_for(relay, CONNECTIONS, 1).await;
     if kind.streams && kind.side == Side::Cancel {
         // Each is closed although its provider waits.
         upstream.wait_for_ends(arrived, PATIENCE).await;
     }
     gate.open();
     upstream.wait_for_ends(arrived, PATIENCE).await;
-    probe.wait_for("sluice_ledger_open_holds", 0).await;
+    wait_for(relay, OPEN_HOLDS, 0).await;
     tries
 }
 
 /// Each client leaves as soon as it is where it leaves.
-async fn leave_each(relay: &Relay, probe: &mut Probe, tries: Vec<Try>) -> Vec<Try> {
+async fn leave_each(relay: &Relay, tries: Vec<Try>) -> Vec<Try> {
     let tasks: Vec<_> = start(relay, tries)
         .map(|(mut this, address, key)| {
             tokio::spawn(async move {
@@ -456,8 +453,8 @@ async fn leave_each(relay: &Relay, probe: &mut Probe, tries: Vec<Try>) -> Vec<Tr
     for task in tasks {
         tries.push(task.await.unwrap());
     }
-    probe.wait_for("sluice_connections", 1).await;
-    probe.wait_for("sluice_ledger_open_holds", 0).await;
+    wait_for(relay, CONNECTIONS, 1).await;
+    wait_for(relay, OPEN_HOLDS, 0).await;
     relay.upstream().wait_for_ends(0, PATIENCE).await;
     tries
 }
@@ -471,27 +468,15 @@ fn start(relay: &Relay, tries: Vec<Try>) -> impl Iterator<Item = (Try, SocketAdd
     })
 }
 
-/// A connection that asks the relay for its figures.
-struct Probe(HttpClient);
-
-impl Probe {
-    async fn connect(relay: &Relay) -> Self {
-        Self(HttpClient::connect(relay.address).await.unwrap())
-    }
-
-    /// Waits until a figure has a value.
-    async fn wait_for(&mut self, figure: &str, value: u64) {
-        let line = format!("{figure} {value}");
-        let deadline = Instant::now() + PATIENCE;
-        loop {
-            let answer = self.0.call(&Request::get("/metrics")).await.unwrap();
-            let text = String::from_utf8(answer.body.to_vec()).unwrap();
-            if text.lines().any(|each| each == line) {
-                return;
-            }
-            let found = text.lines().find(|each| each.starts_with(figure));
-            assert!(Instant::now() < deadline, "{found:?} instead of {line}");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+/// Waits until a figure of the relay has a value.
+async fn wait_for(relay: &Relay, name: &str, value: i64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let found = figure(relay.address, name).await;
+        if found == value {
+            return;
         }
+        assert!(Instant::now() < deadline, "{name} is {found}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::deployment::Deployment;
 
 /// Models by the manner of the fake provider.
-const QUICK: &str = "quick";
+pub(crate) const QUICK: &str = "quick";
 const PACED: &str = "paced";
 const SLOW: &str = "slow";
 /// The time between two events of a paced stream.
@@ -25,7 +25,7 @@ pub(crate) const PACE: Duration = Duration::from_millis(8);
 /// More than any request asks for.
 const ENDLESS: usize = 1_000;
 /// Names are as long as a `user-agent` may be, so that segments of the journal fill up soon.
-const NAME_LENGTH: usize = 200;
+pub(crate) const NAME_LENGTH: usize = 200;
 
 /// How a request ended for its client.
 #[derive(Debug, Clone, PartialEq, Eq)]

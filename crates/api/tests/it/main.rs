@@ -11,6 +11,8 @@ mod deployment;
 #[cfg(test)]
 mod disconnects;
 #[cfg(test)]
+mod disk_full;
+#[cfg(test)]
 mod endings;
 #[cfg(test)]
 mod errors;

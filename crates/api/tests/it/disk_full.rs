@@ -1,0 +1,301 @@
+//! The disk under the journal really fills up, under load: nobody is admitted whose end has no space,
+//! whatever is under way ends and is recorded, and it goes on by itself.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_testkit::{
+    Gate, HttpClient, Program, Request, RunningProcess, Script, SmallDisk, words,
+};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::audit::{all_records, audit};
+use crate::deployment::{Deployment, PATIENCE, figure, on_both_databases};
+use crate::load::{Call, Load, NAME_LENGTH, Outcome, QUICK, prepare};
+
+/// Some segments of the journal, and a database.
+const DISK: u64 = 24 << 20;
+/// The smallest that there are, so that the space that is set aside is used up soon.
+const SEGMENT: &str = "1048576";
+const CLIENTS: usize = 12;
+/// Streams that are open all the time.
+/// Requests before the disk is filled.
+const WARM_UP: usize = 300;
+/// So many that their posts do not fit into what the journal sets aside for notes of its own.
+const PINNED: usize = 500;
+const PINNED_MODEL: &str = "pinned";
+/// Within this time of the first refusal nobody is admitted any more, by which other small requests
+/// have used up the rest.
+const STOPS_WITHIN: Duration = Duration::from_secs(1);
+const STAYS_STOPPED: Duration = Duration::from_millis(1_500);
+/// As many records wait for the database at any time.
+const FEW_WAIT: i64 = 100;
+const RESUMES_WITHIN: Duration = Duration::from_secs(5);
+
+on_both_databases! {
+    async fn a_full_disk_stops_admission_and_nothing_else(deployment: Deployment) {
+        let Some(mut trial) = Trial::new(deployment) else { return };
+        let (process, address) = trial.start(0);
+        let gate = Gate::new();
+        let pinned = trial.pin(address, &gate).await;
+        trial.load_runs().await;
+        for round in 0..2 {
+            let ballast = trial.disk.fill();
+            trial.admission_stops(&process, address).await;
+            if round == 1 {
+                // Their space was set aside: they end, and their records reach the database.
+                gate.open();
+                trial.pinned_are_recorded().await;
+            }
+            drop(ballast);
+            trial.admission_resumes(address).await;
+        }
+        for task in pinned {
+            trial.calls.push(task.await.unwrap());
+        }
+        trial.end(process).await;
+    }
+}
+
+struct Trial {
+    deployment: Deployment,
+    disk: SmallDisk,
+    load: Load,
+    /// Requests of this test itself.
+    calls: Vec<Call>,
+    key: String,
+    life: usize,
+    /// What a refusal may say.
+    codes: Vec<&'static str>,
+}
+
+impl Trial {
+    /// Puts the data folder on a disk of its own. `None` where that cannot be.
+    fn new(mut deployment: Deployment) -> Option<Self> {
+        prepare(&deployment);
+        // Its provider waits for as long as the test likes.
+        let url = deployment.upstream.base_url();
+        let create = ["upstream", "create", "patient", "--kind", "compatible"];
+        let deadlines = ["--idle-ms", "300000", "--first-event-ms", "300000"];
+        deployment.run(&[&create[..], &["--url", &url], &deadlines].concat());
+        deployment.run(&["route", "create", PINNED_MODEL, "--to", "patient"]);
+        let data = deployment.folder.path().join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        let disk = SmallDisk::mount(&data, DISK)?;
+        deployment.launcher = disk.launcher().to_vec();
+        deployment.set("SLUICE_JOURNAL_SEGMENT_BYTES", SEGMENT);
+        let key = deployment.key.clone();
+        let load = Load::start(CLIENTS, vec![key.clone()]);
+        load.hurry(true);
+        Some(Self {
+            disk,
+            load,
+            calls: Vec::new(),
+            key,
+            life: 0,
+            codes: vec!["server_is_overloaded"],
+            deployment,
+        })
+    }
+
+    fn start(&mut self, life: usize) -> (RunningProcess, std::net::SocketAddr) {
+        let process = self.deployment.program(&["serve"]).start();
+        let line = process.wait_for_line("accepting requests", PATIENCE);
+        let event: Value = serde_json::from_str(&line).unwrap();
+        let address = event["address"].as_str().unwrap().parse().unwrap();
+        self.life = life;
+        self.load.send_to(life, address);
+        (process, address)
+    }
+
+    /// Waits until the load is under way, and what it needs is leased.
+    async fn load_runs(&self) {
+        let upstream = &self.deployment.upstream;
+        upstream
+            .wait_for(|served| served.len() >= WARM_UP, PATIENCE)
+            .await;
+    }
+
+    /// Opens streams that wait at the gate in the middle. The oldest segment is needed as long as they
+    /// are, and so is every other.
+    async fn pin(&self, address: std::net::SocketAddr, gate: &Gate) -> Vec<JoinHandle<Call>> {
+        let upstream = &self.deployment.upstream;
+        let script = Script::new().words(40).wait_at(5, gate);
+        upstream.script_for_model(PINNED_MODEL, script);
+        let tasks = (0..PINNED)
+            .map(|number| {
+                let (mut call, request) = named("pinned", number, PINNED_MODEL, self.life);
+                call.streams = true;
+                let request = request(json!({"stream": true}), &self.key);
+                tokio::spawn(async move {
+                    let client = HttpClient::connect(address).await.unwrap();
+                    let mut client = client.patience(Duration::from_mins(5));
+                    client.send(&request).await.unwrap();
+                    let head = client.read_head().await.unwrap();
+                    call.request_id = head.headers.get("x-request-id").map(str::to_owned);
+                    let (events, error) = client.read_events().await;
+                    assert!(error.is_none(), "{error:?}");
+                    assert!(events.last().unwrap().is_done(), "{events:?}");
+                    call.outcome = Outcome::Complete;
+                    call
+                })
+            })
+            .collect();
+        let is_waiting = |s: &sluice_testkit::Served| {
+            s.model.as_deref() == Some(PINNED_MODEL) && s.events_written == 5
+        };
+        upstream
+            .wait_for(
+                move |all| all.iter().filter(|s| is_waiting(s)).count() == PINNED,
+                PATIENCE,
+            )
+            .await;
+        tasks
+    }
+
+    /// The disk is full: soon nobody is admitted, and nothing reaches the provider. Where it is the
+    /// database that has no space, a lease may end before the journal.
+    async fn admission_stops(&mut self, process: &RunningProcess, address: std::net::SocketAddr) {
+        let full = Instant::now();
+        loop {
+            if self.ask(address).await != Outcome::Complete {
+                break;
+            }
+            assert!(full.elapsed() < Duration::from_mins(2), "it is never full");
+        }
+        let refused_after = full.elapsed();
+        tokio::time::sleep(STOPS_WITHIN).await;
+        let sent = self.deployment.upstream.served().len();
+        let stopped = Instant::now();
+        while stopped.elapsed() < STAYS_STOPPED {
+            let outcome = self.ask(address).await;
+            let is_told = match &outcome {
+                Outcome::Refused(503, code) => self.codes.contains(&code.as_str()),
+                _ => false,
+            };
+            assert!(is_told, "{outcome:?}\n{}", process.stderr());
+        }
+        assert_eq!(self.deployment.upstream.served().len(), sent);
+        assert_eq!(process.try_exit(), None);
+        println!("refused {refused_after:?} after the disk was full, {sent} sent until then");
+    }
+
+    /// There is space again: soon everybody is admitted, and records reach the database.
+    async fn admission_resumes(&mut self, address: std::net::SocketAddr) {
+        let free = Instant::now();
+        while self.ask(address).await != Outcome::Complete {
+            assert!(free.elapsed() < RESUMES_WITHIN, "it does not resume");
+        }
+        let resumed_after = free.elapsed();
+        loop {
+            let waiting = figure(address, "sluice_ledger_waiting_records").await;
+            if waiting < FEW_WAIT {
+                break;
+            }
+            assert!(free.elapsed() < RESUMES_WITHIN, "{waiting} records wait");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let posted_after = free.elapsed();
+        println!("resumed after {resumed_after:?}, records posted after {posted_after:?}");
+    }
+
+    /// Waits until the database has the records of the open streams.
+    async fn pinned_are_recorded(&self) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let records = all_records(&self.deployment).await;
+            let finished = records.iter().filter(|record| {
+                record.requested_model == PINNED_MODEL && record.ending == "finished"
+            });
+            let count = finished.count();
+            if count == PINNED {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "{count} of {PINNED} are recorded"
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Sends a short request.
+    async fn ask(&mut self, address: std::net::SocketAddr) -> Outcome {
+        let (mut call, request) = named("ask", self.calls.len(), QUICK, self.life);
+        let request = request(json!({"max_tokens": 1}), &self.key);
+        let mut client = HttpClient::connect(address).await.unwrap();
+        let answer = client.call(&request).await.unwrap();
+        call.request_id = answer.header("x-request-id").map(str::to_owned);
+        call.outcome = if answer.status() == 200 {
+            Outcome::Complete
+        } else {
+            assert!(answer.header("retry-after").is_some(), "{answer:?}");
+            let code = answer.json()["error"]["code"].as_str().unwrap().to_owned();
+            Outcome::Refused(answer.status(), code)
+        };
+        let outcome = call.outcome.clone();
+        self.calls.push(call);
+        outcome
+    }
+
+    /// Stops everything, and compares each request with its record.
+    async fn end(mut self, process: RunningProcess) {
+        let mut calls = self.load.stop();
+        calls.append(&mut self.calls);
+        process.terminate();
+        let status = process.wait_exit(PATIENCE);
+        assert!(status.success(), "{status}\n{}", process.stderr());
+        assert!(
+            !process.stderr().contains("panicked"),
+            "{}",
+            process.stderr()
+        );
+        // To where it is found without the disk.
+        let data = self.deployment.folder.path().join("data");
+        copy(&self.disk.outside_path().join("."), &data);
+        self.deployment.launcher.clear();
+        audit(&self.deployment, &calls).await.assert_clean();
+        let journal = data.join("journal").display().to_string();
+        let verify = ["ledger", "verify", "--journal", &journal];
+        println!("{}", self.deployment.run(&verify));
+        let complete = calls.iter().filter(|c| c.outcome == Outcome::Complete);
+        println!("{} requests, {} complete", calls.len(), complete.count());
+    }
+}
+
+/// Names a request, for its client, its record and its provider.
+fn named(
+    what: &str,
+    number: usize,
+    model: &str,
+    life: usize,
+) -> (Call, impl Fn(Value, &str) -> Request + use<>) {
+    let name = format!("{:x<NAME_LENGTH$}", format!("{what}-{number}-"));
+    let call = Call {
+        name: name.clone(),
+        life,
+        streams: false,
+        request_id: None,
+        tokens: Vec::new(),
+        outcome: Outcome::Broken,
+    };
+    let model = model.to_owned();
+    let request = move |members: Value, key: &str| {
+        let mut body = words::chat_request(&model, 3);
+        body["user"] = name.clone().into();
+        for (member, value) in members.as_object().unwrap() {
+            body[member] = value.clone();
+        }
+        Request::post("/v1/chat/completions", &body)
+            .key(key)
+            .header("user-agent", &name)
+    };
+    (call, request)
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Program::new("cp").arg("-a").args([from, to]).run(PATIENCE);
+    assert!(copied.status.success(), "{}", copied.stderr);
+}
