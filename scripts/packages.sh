@@ -1,4 +1,5 @@
-# What has to be on the machine: a C compiler, Python, PostgreSQL. Sourced by ./dev.
+# What has to be on the machine: a C compiler, Python, PostgreSQL, tools to mount and to fake the time
+# of day. Sourced by ./dev.
 # shellcheck shell=bash
 
 # A file that keeps Debian's package from making and starting a cluster of its own.
@@ -30,19 +31,37 @@ find_postgres() {
     return 1
 }
 
+# Prints the path of the library that tells programs another time of day.
+find_faketime() {
+    local file
+    for file in /usr/lib/*/faketime/libfaketimeMT.so.1 /usr/lib*/faketime/libfaketimeMT.so.1; do
+        if [ -e "$file" ]; then
+            printf '%s\n' "$file"
+            return 0
+        fi
+    done
+    return 1
+}
+
+has_mount() {
+    command -v mount >/dev/null && command -v unshare >/dev/null && command -v nsenter >/dev/null
+}
+
 has_python() {
     # Debian's python3 comes without ensurepip, which venv needs.
     python3 -c 'import ensurepip, venv' 2>/dev/null ||
         python3 -m pip --version >/dev/null 2>&1
 }
 
-# Installs what is missing of `compiler`, `python` and `postgres`, or says what is.
+# Installs what is missing of `compiler`, `python`, `postgres`, `faketime` and `mount`, or says what is.
 install_packages() {
     local packages=() part
     for part in "$@"; do
         case $part in
         compiler) command -v cc >/dev/null || packages+=(gcc libc6-dev) ;;
         python) has_python || packages+=(python3 python3-venv) ;;
+        faketime) find_faketime >/dev/null || packages+=(libfaketime) ;;
+        mount) has_mount || packages+=(mount util-linux) ;;
         postgres) find_postgres >/dev/null || packages+=(postgresql) ;;
         esac
     done

@@ -9,10 +9,12 @@ prepare_backends() {
         exec 9>"$dev_dir/lock"
         flock 9
     fi
-    install_packages compiler python postgres
+    install_packages compiler python postgres faketime mount
     install_sdks
     exec 9>&-
     start_postgres
+    SLUICE_TEST_FAKETIME=$(find_faketime)
+    export SLUICE_TEST_FAKETIME
     export REQUIRE_BACKENDS=1
     # A proxy of the user's is not asked for addresses on this machine.
     export NO_PROXY=127.0.0.1,localhost no_proxy=127.0.0.1,localhost

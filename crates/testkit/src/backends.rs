@@ -3,6 +3,7 @@
 use crate::fail::fail;
 
 const POSTGRES_URL: &str = "SLUICE_TEST_POSTGRES_URL";
+const FAKETIME: &str = "SLUICE_TEST_FAKETIME";
 const REQUIRE_BACKENDS: &str = "REQUIRE_BACKENDS";
 
 /// Returns the URL of the PostgreSQL server for tests, from `SLUICE_TEST_POSTGRES_URL`.
@@ -11,15 +12,32 @@ const REQUIRE_BACKENDS: &str = "REQUIRE_BACKENDS";
 /// continuous integration, its absence fails the test instead.
 #[track_caller]
 pub fn postgres_url() -> Option<String> {
-    match choose(variable(POSTGRES_URL), variable(REQUIRE_BACKENDS)) {
-        Choice::Use(url) => Some(url),
+    given(POSTGRES_URL, "postgres://postgres@127.0.0.1:5432/postgres")
+}
+
+/// Returns the path of `libfaketimeMT.so.1`, from `SLUICE_TEST_FAKETIME`: a program that loads it
+/// first is told another time of day.
+///
+/// Without it as [`postgres_url`] says.
+#[track_caller]
+pub fn faketime() -> Option<String> {
+    given(
+        FAKETIME,
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    )
+}
+
+#[track_caller]
+fn given(name: &str, such_as: &str) -> Option<String> {
+    match choose(variable(name), variable(REQUIRE_BACKENDS)) {
+        Choice::Use(value) => Some(value),
         Choice::Skip => {
-            note(&format!("skipped: {POSTGRES_URL} is not set"));
+            note(&format!("skipped: {name} is not set"));
             None
         }
         Choice::Fail => fail(format_args!(
-            "{POSTGRES_URL} is not set, but {REQUIRE_BACKENDS}=1 wants this test to run; \
-             set it to something like postgres://postgres@127.0.0.1:5432/postgres"
+            "{name} is not set, but {REQUIRE_BACKENDS}=1 wants this test to run; \
+             set it to something like {such_as}"
         )),
     }
 }

@@ -62,7 +62,7 @@ mod fail;
 mod stopwatch;
 mod wire;
 
-pub use backends::postgres_url;
+pub use backends::{faketime, postgres_url};
 pub use client::{Closed, HttpClient, RawEvent, Request, Response, ResponseHead, call};
 pub use clock::ManualClock;
 pub use link::Link;

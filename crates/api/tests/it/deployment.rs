@@ -74,6 +74,12 @@ impl Deployment {
     /// provider. `None` when the backend is not there and need not be.
     #[track_caller]
     pub(crate) fn new(backend: Backend) -> Option<Self> {
+        Self::in_zone(backend, "UTC")
+    }
+
+    /// The same with a tenant whose months begin in another time zone.
+    #[track_caller]
+    pub(crate) fn in_zone(backend: Backend, time_zone: &str) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let (database_url, database) = match backend {
             Backend::Sqlite => (
@@ -95,7 +101,7 @@ impl Deployment {
             _database: database,
         };
         deployment.run(&["migrate"]);
-        deployment.run(&["tenant", "create", "acme"]);
+        deployment.run(&["tenant", "create", "acme", "--time-zone", time_zone]);
         deployment.run(&["user", "create", "--tenant", "acme", "ann"]);
         deployment.key = deployment.issue_key("first", &[]);
         let base_url = deployment.upstream.base_url();

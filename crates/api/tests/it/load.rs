@@ -67,6 +67,8 @@ struct Shared {
     life: AtomicUsize,
     stopped: AtomicBool,
     hurries: AtomicBool,
+    /// How often each client sends a request; `None` when it waits for nothing but the answer.
+    every: Option<Duration>,
     started: Instant,
     /// Requests that were sent, and those that were answered, were refused or broke off.
     sent: AtomicUsize,
@@ -100,6 +102,16 @@ impl Load {
     /// Starts so many clients; they wait until there is an address. The number of a client decides
     /// about its key and its habits.
     pub(crate) fn start(clients: usize, keys: Vec<String>) -> Self {
+        Self::start_with(clients, keys, None)
+    }
+
+    /// Starts so many clients as [`start`](Self::start) does, each of which sends a request this
+    /// often.
+    pub(crate) fn steady(clients: usize, keys: Vec<String>, every: Duration) -> Self {
+        Self::start_with(clients, keys, Some(every))
+    }
+
+    fn start_with(clients: usize, keys: Vec<String>, every: Option<Duration>) -> Self {
         let (address, receiver) = watch::channel(None);
         let shared = Arc::new(Shared {
             keys,
@@ -107,6 +119,7 @@ impl Load {
             life: AtomicUsize::new(0),
             stopped: AtomicBool::new(false),
             hurries: AtomicBool::new(false),
+            every,
             started: Instant::now(),
             sent: AtomicUsize::new(0),
             ended: AtomicUsize::new(0),
@@ -215,6 +228,7 @@ async fn client(number: usize, shared: Arc<Shared>) -> Vec<Call> {
                 }
             },
         };
+        let sent_at = Instant::now();
         shared.sent.fetch_add(1, Ordering::SeqCst);
         let call = one_call(&mut client, number, calls.len(), &mut dice, &shared).await;
         shared.ended.fetch_add(1, Ordering::SeqCst);
@@ -226,7 +240,9 @@ async fn client(number: usize, shared: Arc<Shared>) -> Vec<Call> {
         calls.push(call);
         // Also connections that are used once.
         connection = (may_go_on && dice.below(8) > 0).then_some(client);
-        if number % 4 == 3 && !shared.hurries.load(Ordering::SeqCst) {
+        if let Some(every) = shared.every {
+            tokio::time::sleep_until(sent_at + every).await;
+        } else if number % 4 == 3 && !shared.hurries.load(Ordering::SeqCst) {
             // This one leaves its key's lease idle between two requests.
             tokio::time::sleep(Duration::from_millis(dice.below(150))).await;
         }

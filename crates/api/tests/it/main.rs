@@ -29,6 +29,8 @@ mod outage;
 #[cfg(test)]
 mod outage_load;
 #[cfg(test)]
+mod outage_long;
+#[cfg(test)]
 mod overspend;
 #[cfg(test)]
 mod pass_through;

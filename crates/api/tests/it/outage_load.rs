@@ -90,7 +90,7 @@ fn serve(deployment: &Deployment) -> Option<(RunningProcess, SocketAddr)> {
 }
 
 /// Puts a link before a database.
-fn linked(url: &str) -> (Link, String) {
+pub(crate) fn linked(url: &str) -> (Link, String) {
     let mut url = url::Url::parse(url).unwrap();
     let target = (url.host_str().unwrap(), url.port().unwrap_or(5432));
     let link = Link::start(target.to_socket_addrs().unwrap().next().unwrap());
