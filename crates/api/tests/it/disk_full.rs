@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::audit::{all_records, audit};
-use crate::deployment::{Deployment, PATIENCE, figure, on_both_databases};
+use crate::deployment::{Backend, Deployment, PATIENCE, figure, on_both_databases};
 use crate::load::{Call, Load, NAME_LENGTH, Outcome, QUICK, prepare};
 
 /// Some segments of the journal, and a database.
@@ -59,6 +59,39 @@ on_both_databases! {
     }
 }
 
+#[tokio::test]
+async fn a_full_disk_under_journal_and_database_loses_nothing() {
+    let Some(deployment) = Deployment::new(Backend::Sqlite) else {
+        return;
+    };
+    let Some(mut trial) = Trial::new(deployment) else {
+        return;
+    };
+    trial.move_database_onto_the_disk();
+    let (process, address) = trial.start(0);
+    trial.load_runs().await;
+    let ballast = trial.disk.fill();
+    trial.admission_stops(&process, address).await;
+    drop(ballast);
+    trial.admission_resumes(address).await;
+
+    // Again; now it is killed meanwhile, and started while there is still no space.
+    let ballast = trial.disk.fill();
+    trial.admission_stops(&process, address).await;
+    process.kill();
+    trial.load.pause();
+    let again = trial.deployment.program(&["serve"]).start();
+    let line = again.wait_for_line_or_exit("accepting requests", PATIENCE);
+    let said = again.stderr();
+    assert!(line.is_some() || said.contains("No space left"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    again.kill();
+    drop(ballast);
+    let (process, address) = trial.start(1);
+    trial.admission_resumes(address).await;
+    trial.end(process).await;
+}
+
 struct Trial {
     deployment: Deployment,
     disk: SmallDisk,
@@ -98,6 +131,14 @@ impl Trial {
             codes: vec!["server_is_overloaded"],
             deployment,
         })
+    }
+
+    fn move_database_onto_the_disk(&mut self) {
+        let folder = self.deployment.folder.path();
+        copy(&folder.join("sluice.db"), &self.disk.outside_path());
+        self.codes.push("service_unavailable");
+        // By the path that the relay sees.
+        self.deployment.database_url = format!("sqlite:{}/data/sluice.db", folder.display());
     }
 
     fn start(&mut self, life: usize) -> (RunningProcess, std::net::SocketAddr) {
