@@ -8,13 +8,14 @@ use std::collections::HashMap;
 use sluice_domain::quota::{Amounts, CounterBalance, CounterKey, Payer, ScopeKind, ScopeSet};
 use sluice_domain::time::{Month, UnixMillis};
 
-/// Over how long the traffic is averaged that decides how much is leased ahead.
+use crate::policy::share_of;
+use crate::traffic::Traffic;
+
+/// A counter is topped up at most this often, however fast it is spent from, unless it runs low.
 ///
 /// # Units
 /// Milliseconds.
-const AVERAGE_OVER: i64 = 120_000;
-/// Leases begin with this many times the first request, until the traffic is known.
-const FIRST_LEASE: i64 = 32;
+const TOP_UP_EVERY: i64 = 5_000;
 
 /// One counter as this instance has it.
 #[derive(Debug, Clone, Default)]
@@ -31,25 +32,16 @@ pub(crate) struct LocalCounter {
     pub(crate) used_at: UnixMillis,
     /// When its month ends, where that is known.
     pub(crate) ends_at: Option<UnixMillis>,
-    /// Below this, more is leased ahead; zero near the cap.
+    /// Below this, more is leased ahead at once; zero near the cap.
     pub(crate) low_mark: Amounts,
     /// Whether more was asked for already.
     pub(crate) is_topping_up: bool,
+    /// When more was leased ahead last.
+    pub(crate) topped_up_at: UnixMillis,
     /// Until when the last answer of the database is good enough to refuse what the cap has no room
     /// for, so that an exhausted tenant does not ask it for every request.
     pub(crate) refused_until: UnixMillis,
     traffic: Traffic,
-}
-
-/// A slow average of what is spent.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Traffic {
-    /// Amount per [`AVERAGE_OVER`].
-    average: Amounts,
-    since: UnixMillis,
-    spent: Amounts,
-    /// The largest sum of open holds seen lately.
-    peak_open: Amounts,
 }
 
 impl LocalCounter {
@@ -82,7 +74,7 @@ impl LocalCounter {
     /// Sets a bound aside. Returns whether the lease should be topped up.
     fn hold(&mut self, bound: Amounts, now: UnixMillis) -> bool {
         self.open = self.open.plus(bound);
-        self.traffic.peak_open = self.traffic.peak_open.max(self.open);
+        self.traffic.note_open(self.open, now);
         self.used_at = self.used_at.max(now);
         let is_low = !self.is_topping_up && !self.low_mark.fits(self.free());
         self.is_topping_up |= is_low;
@@ -97,19 +89,24 @@ impl LocalCounter {
                 .is_some_and(|balance| !bound.fits(balance.unused().minus(self.unposted)))
     }
 
-    /// Returns how much should be free: `reserve_ms` of the recent traffic and as much as was open
-    /// at once, or a little more than what is asked for first.
-    pub(crate) fn target(&self, asked: Amounts, reserve_ms: i64) -> Amounts {
-        let average = self.traffic.average.max(self.traffic.spent);
-        let ahead = |amount: i64| {
-            let product = i128::from(amount) * i128::from(reserve_ms) / i128::from(AVERAGE_OVER);
-            i64::try_from(product).unwrap_or(i64::MAX)
+    /// Returns how much should be free after a lease was taken for who asks for `asked`.
+    pub(crate) fn goal(&self, asked: Amounts, now: UnixMillis, reserve_ms: i64) -> Amounts {
+        self.traffic.goal(asked, now, reserve_ms)
+    }
+
+    /// Returns whether less is free than what bridges an outage, or than an instance of so many may
+    /// lease ahead of the room that is left.
+    pub(crate) fn is_below_reserve(&self, now: UnixMillis, reserve_ms: i64, live: u32) -> bool {
+        let is_in_use = now.since(self.used_at) <= reserve_ms
+            && self.ends_at.is_none_or(|end| now < end)
+            && now.since(self.topped_up_at) >= TOP_UP_EVERY;
+        let Some(balance) = self.balance.filter(|_| is_in_use) else {
+            return false;
         };
-        let recent = average
-            .zip(Amounts::ZERO, |a, _| ahead(a))
-            .plus(self.traffic.peak_open);
-        let first = asked.zip(Amounts::ZERO, |a, _| a.saturating_mul(FIRST_LEASE));
-        recent.max(first)
+        let reserve = self.traffic.reserve(now, reserve_ms);
+        !reserve
+            .min(share_of(balance.room(), live))
+            .fits(self.free())
     }
 
     /// Returns what is known of the traffic.
@@ -128,26 +125,9 @@ impl LocalCounter {
         true
     }
 
-    /// Takes a charge into the average.
-    fn note_spent(&mut self, charge: Amounts) {
-        self.traffic.spent = self.traffic.spent.plus(charge);
-    }
-
-    /// Lets time pass for the average.
+    /// Lets time pass for what is known of the traffic.
     pub(crate) fn age(&mut self, now: UnixMillis) {
-        let traffic = &mut self.traffic;
-        let elapsed = now.since(traffic.since);
-        if elapsed < AVERAGE_OVER {
-            return;
-        }
-        let spent = std::mem::take(&mut traffic.spent);
-        // Half of what was, half of what is, scaled to the length of the average.
-        traffic.average = traffic.average.zip(spent, |old, new| {
-            let scaled = i128::from(new) * i128::from(AVERAGE_OVER) / i128::from(elapsed);
-            old / 2 + i64::try_from(scaled).unwrap_or(i64::MAX) / 2
-        });
-        traffic.peak_open = self.open;
-        traffic.since = now;
+        self.traffic.age(now, self.open);
     }
 }
 
@@ -262,7 +242,7 @@ impl Book {
             let counter = self.entry(key);
             counter.open = counter.open.minus(bound);
             counter.unposted = counter.unposted.plus(charge);
-            counter.note_spent(charge);
+            counter.traffic.note_spent(charge);
         }
     }
 

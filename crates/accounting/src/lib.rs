@@ -9,10 +9,10 @@
 //! [`LedgerStore`](sluice_domain::ports::LedgerStore), the disk behind [`journal::Disk`], the time
 //! behind [`Clock`](sluice_domain::ports::Clock).
 //!
-//! Modules in reading order: `book` (what is free of each counter), `account` (who pays), `ledger`
-//! (holds), `lane` (lines of one turn), [`journal`] (the redo log), `policy` (how much is leased),
-//! `writer` (transactions), `recovery` (requests that a crash cut off), [`crash`] (where tests let
-//! the process die).
+//! Modules in reading order: `traffic` (how fast a counter is spent), `book` (what is free of it),
+//! `account` (who pays), `ledger` (holds), `lane` (lines of one turn), [`journal`] (the redo log),
+//! `policy` (how much is leased), `writer` (transactions), `recovery` (requests that a crash cut
+//! off), [`crash`] (where tests let the process die).
 //!
 //! A new way to end a request is a variant of [`Ending`](sluice_domain::usage::Ending); nothing
 //! changes here, because all of them post through [`Hold::post`].
@@ -25,6 +25,7 @@ mod lane;
 mod ledger;
 mod policy;
 mod recovery;
+mod traffic;
 mod writer;
 
 pub use account::Account;

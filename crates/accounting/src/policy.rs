@@ -1,7 +1,7 @@
 //! How much of a counter an instance takes: a pure function of locked rows.
 //!
 //! Far from the cap a lease bridges minutes; near it, it is exactly what is asked for. One formula,
-//! no modes: `max(queued, min(target, room / (100 × instances)))`.
+//! no modes: `max(queued, min(goal, room / (100 × instances)))`.
 
 use sluice_domain::ports::{LeaseChange, LockedCounter};
 use sluice_domain::quota::Amounts;
@@ -44,14 +44,36 @@ pub(crate) enum Verdict {
 pub(crate) struct Decision {
     pub(crate) verdicts: Vec<Verdict>,
     pub(crate) changes: Vec<LeaseChange>,
+    /// How much of each counter is leased ahead.
+    pub(crate) aims: Vec<Amounts>,
+    /// How many instances there are.
+    pub(crate) live: u32,
 }
 
-/// Decides first come, first served. `gaps` says by how much each lease is below its target.
+/// How much of a counter should be free here, and how much is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ahead {
+    pub(crate) goal: Amounts,
+    pub(crate) free: Amounts,
+}
+
+/// Returns what one of `live` instances may lease ahead of what nobody holds.
+pub(crate) fn share_of(room: Amounts, live: u32) -> Amounts {
+    let shares = shares(live);
+    room.max(Amounts::ZERO)
+        .zip(Amounts::ZERO, |room, _| room / shares)
+}
+
+fn shares(live: u32) -> i64 {
+    ROOM_SHARES.saturating_mul(i64::from(live.max(1)))
+}
+
+/// Decides first come, first served. `ahead` says what each lease should bridge.
 pub(crate) fn decide(
     rows: &[LockedCounter],
     live: u32,
     wants: &[Want],
-    gaps: &[Amounts],
+    ahead: &[Ahead],
 ) -> Decision {
     let mut taken = vec![Amounts::ZERO; rows.len()];
     let mut is_short = vec![false; rows.len()];
@@ -78,28 +100,34 @@ pub(crate) fn decide(
         }
         verdicts.push(verdict);
     }
-    let shares = ROOM_SHARES.saturating_mul(i64::from(live.max(1)));
-    let changes = rows
-        .iter()
-        .zip(taken)
-        .zip(is_short)
-        .enumerate()
-        .map(|(place, ((row, taken), is_short))| {
-            let gap = gaps.get(place).copied().unwrap_or_default();
-            let room = row.balance.room().max(Amounts::ZERO);
-            let ahead = gap.zip(room, |gap, room| gap.min(room / shares));
-            let delta = taken.max(ahead);
-            let recall = if is_short {
-                Some(true)
-            } else if row.recall && gap.fits(ahead) && is_ample(row, shares) {
-                Some(false)
-            } else {
-                None
-            };
-            LeaseChange { delta, recall }
-        })
-        .collect();
-    Decision { verdicts, changes }
+    let (mut changes, mut aims) = (Vec::new(), Vec::new());
+    for (place, ((row, taken), is_short)) in rows.iter().zip(taken).zip(is_short).enumerate() {
+        let Ahead { goal, free } = ahead.get(place).copied().unwrap_or_default();
+        let free = free.max(Amounts::ZERO);
+        let aim = goal.min(share_of(row.balance.room(), live));
+        let is_reached = goal.minus(free).fits(aim.minus(free).max(Amounts::ZERO));
+        let recall = if is_short {
+            Some(true)
+        } else if row.recall && is_reached && is_ample(row, shares(live)) {
+            Some(false)
+        } else {
+            None
+        };
+        // Where somebody waits, nothing is taken ahead.
+        let aim = match recall.unwrap_or(row.recall) {
+            true => Amounts::ZERO,
+            false => aim,
+        };
+        let delta = taken.max(aim.minus(free));
+        changes.push(LeaseChange { delta, recall });
+        aims.push(aim);
+    }
+    Decision {
+        verdicts,
+        changes,
+        aims,
+        live,
+    }
 }
 
 /// Returns whether there is so much room that some of it may be leased ahead, where there is a cap:
@@ -188,7 +216,7 @@ mod tests {
     fn what_does_not_fit_in_one_scope_takes_nothing_in_the_others() {
         let rows = [row(Some(1_000), 0, 0), row(Some(50), 0, 0)];
         let wants = [want(&[(0, 100, 100), (1, 100, 100)])];
-        let made = decide(&rows, 1, &wants, &[Amounts::ZERO; 2]);
+        let made = decide(&rows, 1, &wants, &[Ahead::default(); 2]);
         assert_eq!(made.verdicts, [Verdict::Spent { place: 1 }]);
         assert!(made.changes.iter().all(|change| change.delta.is_zero()));
     }
@@ -196,18 +224,22 @@ mod tests {
     #[test]
     fn room_that_others_hold_is_asked_back_and_room_that_is_used_is_not() {
         let wants = [want(&[(0, 100, 100)])];
-        let made = decide(&[row(Some(100), 0, 40)], 1, &wants, &[Amounts::ZERO]);
+        let made = decide(&[row(Some(100), 0, 40)], 1, &wants, &[Ahead::default()]);
         assert_eq!(made.verdicts, [Verdict::Held { place: 0 }]);
         assert_eq!(made.changes[0].recall, Some(true));
-        let made = decide(&[row(Some(100), 1, 0)], 1, &wants, &[Amounts::ZERO]);
+        let made = decide(&[row(Some(100), 1, 0)], 1, &wants, &[Ahead::default()]);
         assert_eq!(made.verdicts, [Verdict::Spent { place: 0 }]);
         assert_eq!(made.changes[0].recall, None);
     }
 
     #[test]
     fn far_from_the_cap_the_target_is_leased_and_near_it_what_is_asked_for() {
-        let (wants, gaps) = ([want(&[(0, 10, 10)])], [Amounts::tokens(5_000)]);
-        let lease = |row, live| decide(&[row], live, &wants, &gaps).changes[0].delta.tokens;
+        let wants = [want(&[(0, 10, 10)])];
+        let ahead = [Ahead {
+            goal: Amounts::tokens(5_000),
+            free: Amounts::ZERO,
+        }];
+        let lease = |row, live| decide(&[row], live, &wants, &ahead).changes[0].delta.tokens;
         assert_eq!(lease(row(None, 0, 0), 1), 5_000);
         assert_eq!(lease(row(Some(100_000), 0, 0), 1), 1_000);
         assert_eq!(lease(row(Some(100_000), 0, 0), 4), 250);
@@ -215,11 +247,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_free_already_counts_and_nothing_is_taken_ahead_where_somebody_waits() {
+        let lease = |row, free| {
+            let ahead = Ahead {
+                goal: Amounts::tokens(5_000),
+                free: Amounts::tokens(free),
+            };
+            decide(&[row], 1, &[], &[ahead]).changes[0]
+        };
+        let ample = row(Some(1_000_000), 0, 0);
+        assert_eq!(lease(ample, 4_000).delta, Amounts::tokens(1_000));
+        assert_eq!(lease(ample, 6_000).delta, Amounts::ZERO);
+        assert_eq!(
+            lease(row(Some(100_000), 0, 0), 990).delta,
+            Amounts::tokens(10)
+        );
+        let recalled = |cap| LockedCounter {
+            recall: true,
+            ..row(Some(cap), 0, 0)
+        };
+        let found = lease(recalled(100_000), 0);
+        assert_eq!((found.delta, found.recall), (Amounts::ZERO, None));
+        let found = lease(recalled(1_000_000), 0);
+        assert_eq!((found.delta.tokens, found.recall), (5_000, Some(false)));
+    }
+
+    #[test]
     fn a_request_that_fits_what_is_free_passes_a_lowered_cap() {
         let rows = [row(Some(10), 8, 50), row(Some(1_000), 0, 0)];
         // Nothing is missing in the first counter.
         let wants = [want(&[(0, 0, 2), (1, 2, 2)])];
-        let made = decide(&rows, 1, &wants, &[Amounts::ZERO; 2]);
+        let made = decide(&rows, 1, &wants, &[Ahead::default(); 2]);
         assert_eq!(made.verdicts, [Verdict::Granted]);
         assert_eq!(made.changes[0].delta, Amounts::ZERO);
     }
@@ -229,7 +287,7 @@ mod tests {
         fn no_cap_is_ever_exceeded_and_nothing_is_refused_that_fits(
             caps in prop::collection::vec((prop::option::of(0_i64..2_000), 0_i64..500, 0_i64..500), 3),
             asked in prop::collection::vec((0_usize..3, 0_usize..3, 1_i64..400, 0_i64..400), 0..20),
-            gaps in prop::collection::vec(0_i64..5_000, 3),
+            goals in prop::collection::vec((0_i64..5_000, -500_i64..5_000), 3),
             live in 1_u32..5,
         ) {
             let rows: Vec<LockedCounter> =
@@ -245,8 +303,14 @@ mod tests {
                     want(&parts)
                 })
                 .collect();
-            let gaps: Vec<Amounts> = gaps.iter().map(|gap| Amounts::tokens(*gap)).collect();
-            let made = decide(&rows, live, &wants, &gaps);
+            let ahead: Vec<Ahead> = goals
+                .iter()
+                .map(|(goal, free)| Ahead {
+                    goal: Amounts::tokens(*goal),
+                    free: Amounts::tokens(*free),
+                })
+                .collect();
+            let made = decide(&rows, live, &wants, &ahead);
             for (place, (row, change)) in rows.iter().zip(&made.changes).enumerate() {
                 prop_assert!(change.delta.tokens >= 0);
                 let room = row.balance.room().max(Amounts::ZERO);

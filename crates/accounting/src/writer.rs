@@ -62,6 +62,8 @@ pub struct Writer {
     /// Earlier starts of this folder: the database may go back to one of them.
     earlier_boots: Vec<BootId>,
     mode: PostMode,
+    /// How many instances there were when leases were moved last.
+    live: u32,
     posted_no: i64,
     /// Records in the order of their numbers; the first one is `posted_no + 1`.
     backlog: VecDeque<NumberedRecord>,
@@ -181,6 +183,7 @@ impl Writer {
                 _tick = idle.tick() => {
                     self.return_idle().await?;
                     if deadline.is_none() {
+                        self.top_up().await?;
                         self.lease_ahead().await?;
                     }
                 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::account::{Desk, Reserved};
 use crate::book::leased_counters;
 use crate::ledger::{NoRoom, Patience, Refusal, Waiter};
-use crate::policy::{Decision, Verdict, Want, WantPart, decide};
+use crate::policy::{Ahead, Decision, Verdict, Want, WantPart, decide};
 
 use super::{LEASE_TICK, Stop, Writer, bounded, is_refusal};
 
@@ -98,10 +98,10 @@ impl Writer {
 
     pub(super) async fn take_leases(&mut self, keys: &[CounterKey]) -> Result<(), Stop> {
         let (wants, waiting) = self.wants(keys);
-        let gaps = self.gaps(keys);
+        let ahead = self.ahead(keys);
         let decision = Mutex::new(Decision::default());
         let policy = |rows: &[LockedCounter], live: u32| {
-            let made = decide(rows, live, &wants, &gaps);
+            let made = decide(rows, live, &wants, &ahead);
             let changes = made.changes.clone();
             *decision.lock() = made;
             changes
@@ -117,13 +117,13 @@ impl Writer {
             Ok(rows) => rows,
             Err(error) => {
                 self.note_failure(&error);
+                self.note_topped_up(keys, &[]);
                 if !is_refusal(&error) {
                     return self.reconcile().await;
                 }
                 for waiter in self.waiters.drain(..) {
                     drop(waiter.reply.send(Err(Refusal::Unavailable)));
                 }
-                self.note_topped_up(keys, &[], &[]);
                 return Ok(());
             }
         };
@@ -131,7 +131,8 @@ impl Writer {
         let decision = decision.into_inner();
         self.gain(&rows).await?;
         crate::crash::point("lease.gained");
-        self.note_topped_up(keys, &rows, &decision.changes);
+        self.note_topped_up(keys, &decision.aims);
+        self.live = decision.live;
         self.answer(&rows, &waiting, &decision.verdicts);
         Ok(())
     }
@@ -172,9 +173,9 @@ impl Writer {
         (wants, waiting)
     }
 
-    /// By how much each lease is below what bridges an outage.
-    fn gaps(&self, keys: &[CounterKey]) -> Vec<Amounts> {
-        let reserve = self.reserve_ms();
+    /// How much should be free of each counter to bridge an outage, and how much is.
+    fn ahead(&self, keys: &[CounterKey]) -> Vec<Ahead> {
+        let (now, reserve) = (self.clock.now(), self.reserve_ms());
         keys.iter()
             .map(|key| {
                 let asked = self
@@ -185,14 +186,35 @@ impl Writer {
                     .fold(Amounts::ZERO, Amounts::max);
                 let desk = self.shared.desks.get_or_make(key.tenant_id);
                 let book = desk.book.lock();
-                book.get(key).map_or(Amounts::ZERO, |counter| {
-                    counter
-                        .target(asked, reserve)
-                        .minus(counter.free())
-                        .max(Amounts::ZERO)
+                book.get(key).map_or_else(Ahead::default, |counter| Ahead {
+                    goal: counter.goal(asked, now, reserve),
+                    free: counter.free(),
                 })
             })
             .collect()
+    }
+
+    /// Leases more of every counter of which less is free than what bridges an outage.
+    pub(super) async fn top_up(&mut self) -> Result<(), Stop> {
+        if self.mode == PostMode::Late || !self.shared.is_database_up.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let (now, reserve) = (self.clock.now(), self.reserve_ms());
+        let mut keys = Vec::new();
+        for desk in self.shared.desks.all() {
+            for (key, counter) in desk.book.lock().iter_mut() {
+                // The others have their turn a second later.
+                if keys.len() < MAX_COUNTERS && counter.is_below_reserve(now, reserve, self.live) {
+                    counter.is_topping_up = true;
+                    keys.push(*key);
+                }
+            }
+        }
+        if keys.is_empty() {
+            return Ok(());
+        }
+        keys.sort_unstable();
+        self.take_leases(&keys).await
     }
 
     fn reserve_ms(&self) -> i64 {
@@ -224,22 +246,19 @@ impl Writer {
         Ok(())
     }
 
-    /// Notes from where on each lease is low again. Near the cap, where nothing was leased ahead,
-    /// nothing is topped up.
-    fn note_topped_up(&self, keys: &[CounterKey], rows: &[LockedCounter], changes: &[LeaseChange]) {
+    /// Notes from where on each lease is low again: half of what was aimed at. Near the cap, where
+    /// nothing is leased ahead, nothing is topped up.
+    fn note_topped_up(&self, keys: &[CounterKey], aims: &[Amounts]) {
+        let now = self.clock.now();
         for (place, key) in keys.iter().enumerate() {
             let desk = self.shared.desks.get_or_make(key.tenant_id);
             let mut book = desk.book.lock();
             let counter = book.entry(*key);
             counter.is_topping_up = false;
-            let free = counter.free();
-            counter.low_mark = match (rows.get(place), changes.get(place)) {
-                (Some(row), Some(change)) if !row.recall => {
-                    change.delta.zip(free, |delta, free| delta.min(free) / 2)
-                }
-                _ => Amounts::ZERO,
-            }
-            .max(Amounts::ZERO);
+            counter.topped_up_at = now;
+            let aim = aims.get(place).copied().unwrap_or_default();
+            let half = aim.zip(counter.free(), |aim, free| aim.min(free) / 2);
+            counter.low_mark = half.max(Amounts::ZERO);
         }
     }
 

@@ -62,6 +62,8 @@ pub(crate) struct Plan {
     pub(crate) bound: (i64, i64),
     /// Every request spends its whole hold at once.
     pub(crate) spends_all: bool,
+    /// Requests come evenly, and from here on the database is away for the outage reserve.
+    pub(crate) bridges_from: Option<i64>,
     pub(crate) month_begins_after: i64,
 }
 
@@ -101,6 +103,7 @@ impl Plan {
             },
             bound: (1, rng.range(2, 250)),
             spends_all: false,
+            bridges_from: None,
             month_begins_after: if rng.chance(40) {
                 rng.range(1, duration)
             } else {
@@ -160,6 +163,28 @@ impl Plan {
             bound: (bound, bound),
             cap: (cap, cap),
             spends_all: true,
+            leavers: 0,
+            month_begins_after: 86_400_000,
+            ..Self::calm(rng)
+        }
+    }
+
+    /// The try of the outage: traffic as even as can be, far from every cap, and then no database.
+    pub(crate) fn bridged(rng: &Rng) -> Self {
+        let warm_up = rng.range(30_000, 400_000);
+        let duration = warm_up + 600_000;
+        let every = rng.range(300, 3_000);
+        let bound = rng.range(1, 1_000);
+        Self {
+            sites: rng.index(2) + 1,
+            requests: usize::try_from(duration / every).unwrap(),
+            duration,
+            outage_reserve: Duration::from_secs(600),
+            bound: (bound, bound),
+            // With the reserve of all in it more than a hundred times for each instance.
+            cap: (1_000_000_000, 2_000_000_000),
+            spends_all: true,
+            bridges_from: Some(warm_up),
             leavers: 0,
             month_begins_after: 86_400_000,
             ..Self::calm(rng)
@@ -327,7 +352,8 @@ impl World {
         self.database.set_faults(self.plan.faults);
         let acting = tokio::spawn(Arc::clone(self).act());
         let asking = tokio::spawn(Arc::clone(self).ask());
-        for task in [asking, acting] {
+        let bridging = tokio::spawn(Arc::clone(self).take_database_away());
+        for task in [asking, acting, bridging] {
             if let Err(defect) = task.await {
                 self.log.violation(format!("the world fails: {defect}"));
             }
@@ -353,7 +379,7 @@ impl World {
         let mut quotas = BTreeMap::new();
         for payer in &self.payers {
             let [tenant, user, key] = payer.scopes();
-            if self.plan.spends_all {
+            if self.plan.spends_all && self.plan.bridges_from.is_none() {
                 quotas.insert(
                     tenant,
                     Cap {
@@ -821,6 +847,22 @@ impl World {
         }
     }
 
+    /// The outage that must be bridged.
+    async fn take_database_away(self: Arc<Self>) {
+        let Some(at) = self.plan.bridges_from else {
+            return;
+        };
+        tokio::time::sleep(Duration::from_millis(at.unsigned_abs())).await;
+        self.log.event(44, || "DATABASE is down".to_owned());
+        self.database.set_faults(Faults {
+            is_down: true,
+            ..self.plan.faults
+        });
+        tokio::time::sleep(self.plan.outage_reserve).await;
+        self.log.event(45, || "DATABASE is up".to_owned());
+        self.database.set_faults(self.plan.faults);
+    }
+
     /// Stops a process as an operator does; it must end in the time that it was given.
     async fn stop(self: &Arc<Self>, site: &Arc<Site>) {
         const SLACK: i64 = 7_000;
@@ -896,7 +938,11 @@ impl World {
             .map(|_| self.rng.range(0, self.plan.duration))
             .collect();
         times.sort_unstable();
-        for at in times {
+        if self.plan.bridges_from.is_some() {
+            let count = i64::try_from(times.len()).unwrap();
+            times = (0..count).map(|n| n * self.plan.duration / count).collect();
+        }
+        for (number, at) in times.into_iter().enumerate() {
             let wait = (at - self.now()).max(0).unsigned_abs();
             tokio::time::sleep(Duration::from_millis(wait)).await;
             if self.log.failed().is_some() {
@@ -911,8 +957,15 @@ impl World {
             if runs.is_empty() {
                 continue;
             }
-            let run = Arc::clone(&runs[self.rng.index(runs.len())]);
-            let request = Arc::clone(&self).request(Arc::clone(&run));
+            let (run, payer) = match self.plan.bridges_from {
+                Some(_) => (number % runs.len(), number / runs.len() % self.payers.len()),
+                None => (
+                    self.rng.index(runs.len()),
+                    self.rng.index(self.payers.len()),
+                ),
+            };
+            let (run, payer) = (Arc::clone(&runs[run]), self.payers[payer]);
+            let request = Arc::clone(&self).request(Arc::clone(&run), payer);
             let task = tokio::spawn(request);
             run.tasks.lock().push(task.abort_handle());
             let log = Arc::clone(&self.log);
@@ -942,9 +995,8 @@ impl World {
         Some(account)
     }
 
-    async fn request(self: Arc<Self>, run: Arc<Run>) {
+    async fn request(self: Arc<Self>, run: Arc<Run>, payer: Payer) {
         let now = self.clock.now();
-        let payer = self.payers[self.rng.index(self.payers.len())];
         let Some(account) = self.account(&run, payer, now).await else {
             return;
         };
