@@ -58,7 +58,7 @@ pub use self::disk::{Disk, FolderDisk, Segment};
 pub use self::error::JournalError;
 pub use self::maintain::Maintained;
 pub use self::payload::{AttemptStart, Progress};
-pub use self::posts::kept_posts;
+pub use self::posts::{PostReader, kept_posts};
 pub use self::replay::{OpenHold, Replay, replay};
 pub use self::turn::{Slot, Turn};
 

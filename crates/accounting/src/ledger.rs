@@ -1,6 +1,5 @@
 //! Admission: holds inside the local leases, and the way of their records to the writer.
 
-use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -9,11 +8,12 @@ use parking_lot::Mutex;
 use sluice_domain::ports::{LedgerStore, StoreError};
 use sluice_domain::quota::{Amounts, CounterBalance, HoldTerms, Payer, ScopeKind, ScopeSet};
 use sluice_domain::record::{NumberedRecord, OpenRequest, RequestEnd, UsageRecord};
-use sluice_domain::time::{Month, Period, TimeZone, UnixMillis};
+use sluice_domain::time::{Period, TimeZone, UnixMillis};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::account::{Account, Desk, Desks, Reserved};
+use crate::inbox::{Inbox, Posting, Waiter};
 use crate::journal::{Journal, JournalError, Slot};
 use crate::lane::{Lane, Written};
 
@@ -35,8 +35,8 @@ pub enum Fsync {
 /// How the ledger behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct LedgerOptions {
-    /// Most records that may wait for the database.
-    pub max_waiting: usize,
+    /// Most records that wait for the database in memory; further ones wait in the journal alone.
+    pub max_in_memory: usize,
     /// How long a request waits for room that others hold.
     pub quota_wait: Duration,
     /// For how much recent traffic leases are taken ahead, and after how long without use they are
@@ -60,8 +60,8 @@ pub enum Refusal {
     /// The database is away, and what was leased of the quota is used up.
     #[error("the database is away and the lease is used up")]
     Unavailable,
-    /// Too many records wait for the database; admitting more would need unbounded memory.
-    #[error("the ledger is behind")]
+    /// Too many requests wait for room; one more would need unbounded memory.
+    #[error("too many requests wait for room")]
     Behind,
     /// The journal has no space or cannot be written.
     #[error("the journal cannot take the request")]
@@ -117,6 +117,7 @@ pub struct LedgerStats {
     pub(crate) failures: AtomicU64,
     pub(crate) quarantined: AtomicU64,
     pub(crate) recovered: AtomicU64,
+    pub(crate) read_back: AtomicU64,
     pub(crate) resyncs: AtomicU64,
 }
 
@@ -148,6 +149,8 @@ figures! {
     quarantined: u64;
     /// Requests that a crash cut off and whose records were rebuilt at the start.
     recovered: u64;
+    /// Records that had waited in the journal alone and were read there since the start.
+    read_back: u64;
     /// How often the database was found to have gone back since the start.
     resyncs: u64;
 }
@@ -159,36 +162,6 @@ pub enum Patience {
     None,
     /// As long as the setting says.
     QuotaWait,
-}
-
-/// A request that waits for room in a lease.
-#[derive(Debug)]
-pub(crate) struct Waiter {
-    pub(crate) desk: Arc<Desk>,
-    pub(crate) payer: Payer,
-    pub(crate) month: Month,
-    pub(crate) leased: ScopeSet,
-    pub(crate) bound: Amounts,
-    pub(crate) patience: Patience,
-    /// Whether it was found that others hold the room.
-    pub(crate) held: Arc<Mutex<Option<NoRoom>>>,
-    pub(crate) reply: oneshot::Sender<Result<Reserved, Refusal>>,
-}
-
-/// A record with its number and the desk that it moves.
-#[derive(Debug)]
-pub(crate) struct Posting {
-    pub(crate) numbered: NumberedRecord,
-    pub(crate) desk: Arc<Desk>,
-}
-
-/// What waits for the writer.
-#[derive(Debug, Default)]
-pub(crate) struct Inbox {
-    pub(crate) posts: VecDeque<Posting>,
-    pub(crate) waiters: Vec<Waiter>,
-    /// Desks with a lease that runs low.
-    pub(crate) low: Vec<Arc<Desk>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,13 +215,18 @@ impl Shared {
         };
         self.stats.open_holds.fetch_sub(1, Ordering::Relaxed);
         self.stats.waiting.fetch_add(1, Ordering::Relaxed);
-        self.inbox
-            .lock()
-            .posts
-            .push_back(Posting { numbered, desk });
+        self.keep_post(Posting { numbered, desk });
         if wants_room {
             self.urgent.notify_one();
         }
+    }
+
+    /// Lets a record that is in the journal wait for the writer.
+    pub(crate) fn keep_post(&self, posting: Posting) {
+        let most = self.options.max_in_memory.max(1);
+        let left = self.inbox.lock().add(posting, most);
+        // The lock is free again: who is left out is dropped here.
+        drop(left);
     }
 
     /// Wakes the writer for posts.
@@ -323,6 +301,11 @@ impl Ledger {
     /// Returns figures about the ledger's own work.
     pub fn stats(&self) -> &LedgerStats {
         &self.shared.stats
+    }
+
+    /// Returns how many records wait for the database in memory.
+    pub fn records_in_memory(&self) -> usize {
+        self.shared.inbox.lock().in_memory()
     }
 
     /// Makes the way into the journal for one thread. [`Lane::run`] must run there.
@@ -433,10 +416,6 @@ impl Ledger {
         let entered = Entered::new(&shared.stats);
         if !shared.is_open() {
             return Err(Refusal::Closed);
-        }
-        let max_waiting = i64::try_from(shared.options.max_waiting).unwrap_or(i64::MAX);
-        if shared.stats.waiting() >= max_waiting {
-            return Err(Refusal::Behind);
         }
         open.hold.leased = account.leased();
         crate::crash::point("hold.reserving");

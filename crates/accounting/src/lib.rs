@@ -10,8 +10,8 @@
 //! behind [`Clock`](sluice_domain::ports::Clock).
 //!
 //! Modules in reading order: `traffic` (how fast a counter is spent), `book` (what is free of it),
-//! `account` (who pays), `ledger` (holds), `lane` (lines of one turn), [`journal`] (the redo log),
-//! `policy` (how much is leased), `writer` (transactions), `recovery` (requests that a crash cut
+//! `account` (who pays), `ledger` (holds), `lane` (lines of one turn), [`journal`] (the redo log), `inbox`
+//! (what waits for the writer), `policy` (how much is leased), `writer` (transactions), `recovery` (requests that a crash cut
 //! off), [`crash`] (where tests let the process die).
 //!
 //! A new way to end a request is a variant of [`Ending`](sluice_domain::usage::Ending); nothing
@@ -20,6 +20,7 @@
 mod account;
 mod book;
 pub mod crash;
+mod inbox;
 pub mod journal;
 mod lane;
 mod ledger;

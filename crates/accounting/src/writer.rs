@@ -5,6 +5,7 @@
 //! After any answer that was lost, the database's numbers replace ours.
 
 mod ahead;
+mod backlog;
 mod leases;
 mod posts;
 mod reconcile;
@@ -27,8 +28,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::account::Desk;
 use crate::chain;
-use crate::journal::JournalError;
-use crate::ledger::{Fsync, Posting, Shared, Waiter};
+use crate::inbox::Waiter;
+use crate::journal::{JournalError, PostReader};
+use crate::ledger::{Fsync, Shared};
 
 use self::start::Unclaimed;
 pub use self::start::{Identity, StartError, start, start_away};
@@ -69,6 +71,8 @@ pub struct Writer {
     backlog: VecDeque<NumberedRecord>,
     /// The desk that each record of `backlog` moves.
     desks: VecDeque<Arc<Desk>>,
+    /// Where records that are in the journal alone are read next.
+    reader: PostReader,
     waiters: Vec<Waiter>,
     /// When `waiters` are looked at again.
     retry_at: Option<Instant>,
@@ -139,7 +143,7 @@ impl Writer {
     fn finish_for(&self, stop: Stop) -> Finish {
         match stop {
             Stop::Deadline => Finish::Left {
-                records: self.backlog.len() + self.shared.inbox.lock().posts.len(),
+                records: usize::try_from(self.shared.stats.waiting()).unwrap_or(0),
             },
             Stop::LostIdentity => Finish::LostIdentity,
             Stop::Settled => Finish::Settled,
@@ -158,8 +162,9 @@ impl Writer {
         let mut recall = ticks(RECALL_EVERY);
         let mut idle = ticks(IDLE_EVERY);
         loop {
-            // What the last start left, or the database lost, has nobody to announce it.
-            if post_at.is_none() && !self.backlog.is_empty() {
+            // What the database lost, or the last round did not come to, has nobody to announce it.
+            let is_behind = shared.inbox.lock().is_behind();
+            if post_at.is_none() && (is_behind || !self.backlog.is_empty()) {
                 post_at = Some(Instant::now());
             }
             let retry_at = self.retry_at;
@@ -168,15 +173,6 @@ impl Writer {
                 biased;
                 () = shared.urgent.notified() => {}
                 () = until(retry_at), if retry_at.is_some() => self.retry_at = None,
-                () = until(post_at), if post_at.is_some() => {
-                    post_at = None;
-                    self.take_posts();
-                    self.post_backlog().await?;
-                }
-                () = shared.posts.notified(), if post_at.is_none() => {
-                    post_at = Some(Instant::now() + BATCH_WINDOW);
-                    continue;
-                }
                 // A hold that ends wakes the loop; the deadline of a shutdown does not.
                 () = tokio::time::sleep(CLOSING_TICK), if deadline.is_some() => {}
                 _tick = recall.tick() => self.return_recalled().await?,
@@ -188,6 +184,15 @@ impl Writer {
                     }
                 }
                 _tick = heartbeat.tick() => self.heartbeat().await?,
+                // After everything that comes now and then: after an outage there is much to post.
+                () = until(post_at), if post_at.is_some() => {
+                    post_at = None;
+                    self.post_round().await?;
+                }
+                () = shared.posts.notified(), if post_at.is_none() => {
+                    post_at = Some(Instant::now() + BATCH_WINDOW);
+                    continue;
+                }
             }
             if shared.journal_needs_care.load(Ordering::Acquire) {
                 self.care_for_journal().await?;
@@ -209,8 +214,7 @@ impl Writer {
                     continue;
                 }
                 flush_lanes(&self.shared);
-                self.take_posts();
-                self.post_backlog().await?;
+                self.post_all().await?;
                 crate::crash::point("stop.posted");
                 self.return_all().await?;
                 crate::crash::point("stop.returned");
@@ -266,19 +270,6 @@ impl Writer {
     /// Returns whether a request is open or a record waits.
     fn has_open_work(&self) -> bool {
         self.shared.stats.open_holds() > 0 || self.has_posts()
-    }
-
-    fn has_posts(&self) -> bool {
-        !self.backlog.is_empty() || !self.shared.inbox.lock().posts.is_empty()
-    }
-
-    /// Moves what came in to the backlog.
-    fn take_posts(&mut self) {
-        let posts = std::mem::take(&mut self.shared.inbox.lock().posts);
-        for Posting { numbered, desk } in posts {
-            self.backlog.push_back(numbered);
-            self.desks.push_back(desk);
-        }
     }
 
     async fn care_for_journal(&self) -> Result<(), Stop> {

@@ -209,8 +209,9 @@ settings! {
 
     /// The usage records.
     ledger: LedgerConfig {
-        /// Records that may wait for the database before requests are refused.
-        max_waiting ["max_waiting"]: usize = Integer::new(1, 100_000_000, "records"), 200_000;
+        /// Records that wait for the database in memory; while it is away, further ones wait in the
+        /// journal alone.
+        max_in_memory ["max_in_memory"]: usize = Integer::new(1, 100_000_000, "records"), 20_000;
         /// How long a request waits for what is left of a quota while other requests hold it.
         quota_wait ["quota_wait_ms"]: Duration =
             Millis { min: 0, max: 60_000 }, Duration::from_secs(1);

@@ -264,7 +264,7 @@ async fn start_ledger(
     )
     .context("the journal cannot be opened")?;
     let options = LedgerOptions {
-        max_waiting: config.ledger.max_waiting,
+        max_in_memory: config.ledger.max_in_memory,
         quota_wait: config.ledger.quota_wait,
         outage_reserve: config.ledger.outage_reserve,
         fsync: config.journal.fsync,

@@ -13,7 +13,8 @@ use tokio::time::Instant;
 
 use crate::account::{Desk, Reserved};
 use crate::book::leased_counters;
-use crate::ledger::{NoRoom, Patience, Refusal, Waiter};
+use crate::inbox::Waiter;
+use crate::ledger::{NoRoom, Patience, Refusal};
 use crate::policy::{Ahead, Decision, Verdict, Want, WantPart, decide};
 
 use super::{LEASE_TICK, Stop, Writer, bounded, is_refusal};

@@ -12,7 +12,9 @@ use crate::chain;
 use super::{Stop, Writer, bounded, is_refusal};
 
 /// Most records in one transaction.
-const MAX_BATCH: usize = 1_024;
+pub(super) const MAX_BATCH: usize = 1_024;
+/// Most transactions before the writer looks at what else there is to do.
+const ROUND: usize = 8;
 
 /// What happened to a batch.
 enum Outcome {
@@ -25,11 +27,23 @@ enum Outcome {
 
 impl Writer {
     /// Posts all that is waiting.
-    pub(super) async fn post_backlog(&mut self) -> Result<(), Stop> {
-        while !self.backlog.is_empty() {
+    pub(super) async fn post_all(&mut self) -> Result<(), Stop> {
+        while self.has_posts() {
+            self.post_round().await?;
+        }
+        Ok(())
+    }
+
+    /// Posts some of what is waiting.
+    pub(super) async fn post_round(&mut self) -> Result<(), Stop> {
+        for _batch in 0..ROUND {
+            self.fill_backlog().await?;
             let size = self.backlog.len().min(MAX_BATCH);
+            if size == 0 {
+                return Ok(());
+            }
             self.post_first(size).await?;
-            if !self.backlog.is_empty() {
+            if self.has_posts() {
                 self.check_deadline()?;
             }
         }
@@ -134,20 +148,6 @@ impl Writer {
         self.confirm(&touched).await?;
         crate::crash::point("ack.noted");
         Ok(())
-    }
-
-    /// Takes the first records off the backlog and off the books.
-    pub(super) fn forget_posted(&mut self, size: usize) {
-        let size = size.min(self.backlog.len());
-        for (numbered, desk) in self.backlog.drain(..size).zip(self.desks.drain(..size)) {
-            let record = &numbered.record;
-            let open = &record.open;
-            desk.book
-                .lock()
-                .posted(open.payer, open.period, open.hold.leased, record.charge());
-            self.posted_no = numbered.post_no;
-            self.shared.stats.waiting.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 
     /// The counters that the first records move.

@@ -1,14 +1,10 @@
 //! What is true after an answer was lost, or when the database is not where this instance left it.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use sluice_domain::ports::{InstanceRow, InstanceState, PostMode, StoreError};
 use sluice_domain::quota::{Amounts, CounterKey, Lease};
-use sluice_domain::record::NumberedRecord;
-
-use crate::chain;
 
 use super::start::{Found, Unclaimed};
 use super::{FIRST_PAUSE, MAX_PAUSE, Stop, Writer, bounded};
@@ -57,10 +53,7 @@ impl Writer {
         }
         // The order matters: an operator's word is taken before a number that went back.
         match row.state {
-            InstanceState::Resolved => {
-                self.adopt_resolved(&row);
-                Ok(())
-            }
+            InstanceState::Resolved => self.adopt_resolved(&row).await.map_err(Looked::Stopped),
             InstanceState::Closed => Err(Looked::Stopped(Stop::Settled)),
             // Fewer posts are a sign as well: a number may have been reached again since.
             InstanceState::Live if row.seq < self.guard.seq || row.posted_no < self.posted_no => {
@@ -92,7 +85,9 @@ impl Writer {
         self.unclaimed = None;
         match row.state {
             InstanceState::Closed => return Err(Looked::Stopped(Stop::Settled)),
-            InstanceState::Resolved => self.adopt_resolved(&row),
+            InstanceState::Resolved => {
+                self.adopt_resolved(&row).await.map_err(Looked::Stopped)?;
+            }
             InstanceState::Live if found == Found::WentBack => {
                 self.guard.seq = unclaimed.number_above(&row);
             }
@@ -151,22 +146,10 @@ impl Writer {
     /// Takes over what the database knows.
     async fn adopt(&mut self, row: &InstanceRow) -> Result<(), Stop> {
         self.guard.seq = row.seq;
-        self.drop_posted(row.posted_no);
+        self.drop_posted(row.posted_no).await?;
         self.set_leases(&row.leases);
         let touched: Vec<CounterKey> = row.leases.iter().map(|lease| lease.key).collect();
         self.confirm(&touched).await
-    }
-
-    /// Forgets records that the database has taken in.
-    fn drop_posted(&mut self, posted_no: i64) {
-        self.take_posts();
-        let known = self
-            .backlog
-            .iter()
-            .take_while(|numbered| numbered.post_no <= posted_no)
-            .count();
-        self.forget_posted(known);
-        self.posted_no = self.posted_no.max(posted_no);
     }
 
     /// Makes every local lease what the database says.
@@ -185,7 +168,7 @@ impl Writer {
     }
 
     /// An operator has settled this instance: nothing new; what is left is handed in.
-    fn adopt_resolved(&mut self, row: &InstanceRow) {
+    async fn adopt_resolved(&mut self, row: &InstanceRow) -> Result<(), Stop> {
         if self.mode == PostMode::Live {
             tracing::error!(
                 instance.id = %self.guard.instance_id,
@@ -197,10 +180,11 @@ impl Writer {
         self.guard.seq = row.seq;
         if row.posted_no < self.posted_no {
             // It went back as well.
-            self.reload_posts(row.posted_no);
+            self.reload_posts(row.posted_no).await?;
         }
-        self.drop_posted(row.posted_no);
+        self.drop_posted(row.posted_no).await?;
         self.set_leases(&[]);
+        Ok(())
     }
 
     /// The database lost transactions: what is leased here is lowered to what is in use, and told to
@@ -213,10 +197,12 @@ impl Writer {
             "the database went back; what it lost is posted again"
         );
         self.shared.stats.resyncs.fetch_add(1, Ordering::Relaxed);
-        if row.posted_no < self.posted_no && !self.reload_posts(row.posted_no) {
-            return Err(Looked::Stopped(Stop::JournalLost));
+        if row.posted_no < self.posted_no {
+            let reloaded = self.reload_posts(row.posted_no).await;
+            reloaded.map_err(Looked::Stopped)?;
         }
-        self.drop_posted(row.posted_no);
+        let dropped = self.drop_posted(row.posted_no).await;
+        dropped.map_err(Looked::Stopped)?;
         let mut leases = Vec::new();
         for desk in self.shared.desks.all() {
             for (key, counter) in desk.book.lock().iter_mut() {
@@ -246,51 +232,9 @@ impl Writer {
         self.confirm(&touched).await.map_err(Looked::Stopped)
     }
 
-    /// Puts posts back before the backlog that the database has lost.
-    fn reload_posts(&mut self, posted_no: i64) -> bool {
-        let lost = match self.shared.journal.posts_after(posted_no) {
-            Ok(lost) => lost,
-            Err(error) => {
-                tracing::error!(
-                    error = chain(&error),
-                    "posts that the database lost cannot be read from the journal"
-                );
-                return false;
-            }
-        };
-        let until = self.posted_no;
-        let lost: Vec<NumberedRecord> = lost
-            .into_iter()
-            .filter(|numbered| numbered.post_no <= until)
-            .collect();
-        self.posted_no = posted_no;
-        for numbered in lost.into_iter().rev() {
-            let desk = self.charge_again(&numbered);
-            self.backlog.push_front(numbered);
-            self.desks.push_front(desk);
-        }
-        true
-    }
-
-    /// Counts a record as unposted that is known from the journal only.
-    pub(super) fn charge_again(&self, numbered: &NumberedRecord) -> Arc<crate::account::Desk> {
-        let record = &numbered.record;
-        let open = &record.open;
-        let desk = self.shared.desks.get_or_make(open.payer.tenant_id);
-        desk.book.lock().end(
-            open.payer,
-            open.period,
-            open.hold.leased,
-            Amounts::ZERO,
-            record.charge(),
-        );
-        self.shared.stats.waiting.fetch_add(1, Ordering::Relaxed);
-        desk
-    }
-
     /// Hands in the end of a resolved instance, unless it turns out to be live again.
     pub(super) async fn end_late(&mut self) -> Result<(), Stop> {
-        while self.mode == PostMode::Late && self.backlog.is_empty() {
+        while self.mode == PostMode::Late && !self.has_posts() {
             self.announce(&[]).await?;
             match bounded(self.store.end_late(self.guard, self.clock.now())).await {
                 Ok(()) => {

@@ -10,10 +10,11 @@ use sluice_domain::ports::{
 };
 use sluice_domain::time::UnixMillis;
 
-use crate::journal::{Journal, JournalError, Replay};
+use crate::journal::{Journal, JournalError, PostReader, Replay};
 use crate::ledger::{Ledger, LedgerOptions};
 use crate::recovery::recovered;
 
+use super::backlog::Charges;
 use super::{Stop, Writer, bounded};
 
 /// Who an instance is.
@@ -110,6 +111,7 @@ pub async fn start(
         posted_no: row.posted_no,
         backlog: VecDeque::new(),
         desks: VecDeque::new(),
+        reader: PostReader::after(0),
         waiters: Vec::new(),
         retry_at: None,
         unclaimed: None,
@@ -171,6 +173,7 @@ pub fn start_away(
         posted_no: unclaimed.posted_no,
         backlog: VecDeque::new(),
         desks: VecDeque::new(),
+        reader: PostReader::after(0),
         waiters: Vec::new(),
         retry_at: None,
         unclaimed: Some(unclaimed),
@@ -270,11 +273,10 @@ impl Writer {
         } else {
             self.set_leases(&row.leases);
         }
-        for numbered in self.shared.journal.posts_after(row.posted_no)? {
-            let desk = self.charge_again(&numbered);
-            self.backlog.push_back(numbered);
-            self.desks.push_back(desk);
-        }
+        let last = self.shared.journal.last_post_no();
+        let unposted = Charges::read(&self.shared.journal, row.posted_no, last)?;
+        self.charge_again(&unposted);
+        self.leave_all(row.posted_no, last);
         let now = self.clock.now();
         let open = replay.holds;
         let count = u64::try_from(open.len()).unwrap_or(0);
@@ -299,11 +301,10 @@ impl Writer {
                 .append(&mut turn, |numbered| posted.push(numbered))?;
             crate::crash::point("start.recovered_one");
             for numbered in posted {
-                let desk = self.charge_again(&numbered);
-                self.backlog.push_back(numbered);
-                self.desks.push_back(desk);
+                self.take_recovered(numbered);
             }
         }
+        self.shared.posts_came();
         self.shared.stats.recovered.store(count, Ordering::Relaxed);
         Ok(())
     }
@@ -315,7 +316,7 @@ impl Writer {
             self.reconcile().await?;
         }
         while self.mode == PostMode::Late {
-            self.post_backlog().await?;
+            self.post_all().await?;
             self.end_late().await?;
         }
         Ok(())

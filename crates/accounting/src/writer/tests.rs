@@ -3,16 +3,18 @@ use std::sync::atomic::{AtomicBool, AtomicI64};
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sluice_domain::id::{InstanceId, ProxyKeyId, TenantId, UserId};
+use sluice_domain::id::{InstanceId, ProxyKeyId, RequestId, TenantId, UserId};
 use sluice_domain::ports::{InstanceRow, InstanceState, LeasePolicy, LockedCounter, Posted};
-use sluice_domain::quota::{Amounts, Cap, CounterBalance, Payer, ScopeKind, ScopeSet};
+use sluice_domain::quota::{Amounts, Cap, CounterBalance, HoldTerms, Payer, ScopeKind, ScopeSet};
+use sluice_domain::record::{Caller, NumberedRecord, OpenRequest, RequestEnd, UsageRecord};
+use sluice_domain::route::Endpoint;
 use sluice_domain::time::{Month, TimeZone, UnixMillis};
 use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
 use crate::journal::{self, FolderDisk, Journal};
-use crate::ledger::{Ledger, LedgerOptions};
+use crate::ledger::{Ledger, LedgerOptions, Patience};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -222,6 +224,12 @@ fn open_journal(folder: &TempDir, boot_id: BootId) -> (Journal, journal::Replay)
 
 /// An instance whose last start had a lease at transaction 7 of the database, which is away now.
 fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
+    begun_away_with(100)
+}
+
+fn begun_away_with(
+    max_in_memory: usize,
+) -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
     let folder = tempfile::tempdir().unwrap();
     let (journal, _nothing) = open_journal(&folder, boot(1));
     let lease = Lease {
@@ -244,7 +252,7 @@ fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
     let clock = Arc::<StoppedClock>::default();
     let (journal, replay) = open_journal(&folder, boot(2));
     let options = LedgerOptions {
-        max_waiting: 100,
+        max_in_memory,
         quota_wait: Duration::from_secs(1),
         outage_reserve: Duration::from_mins(10),
         fsync: Fsync::Interval,
@@ -413,4 +421,79 @@ async fn leases_of_the_next_month_are_taken_before_it_begins_and_kept() {
     set_time(period.ends_at.0 + 11 * 60_000);
     writer.return_idle().await.unwrap();
     assert_eq!(of_next(), Some(Amounts::ZERO), "nobody wanted it");
+}
+
+/// How much memory the process has.
+///
+/// # Units
+/// KiB.
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let figure = line.unwrap().split_whitespace().nth(1).unwrap();
+    figure.parse().unwrap()
+}
+
+#[tokio::test]
+#[ignore = "it writes a gigabyte and measures the memory of the process: to be run alone"]
+async fn a_million_waiting_records_need_no_more_memory_than_the_window() {
+    const RECORDS: i64 = 1_000_000;
+    const MIB: u64 = 1_024;
+    let (_folder, store, _clock, ledger, writer) = begun_away_with(20_000);
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    let period = TimeZone::utc().period(month());
+    let (zone, leased) = (TimeZone::utc(), ScopeSet::default());
+    let account = ledger.open_account_away(payer(), period, zone, leased, period.starts_at);
+    let before = resident();
+    for number in 0..RECORDS {
+        let record = Box::new(UsageRecord::begun(open(number)));
+        let held = ledger.hold(&lane, &account, record, period.starts_at, Patience::None);
+        let hold = held.await.unwrap();
+        let written = hold.post(RequestEnd::withdrawn());
+        if number % 100 == 99 {
+            written.unwrap().await;
+        }
+    }
+    assert_eq!(ledger.stats().waiting(), RECORDS);
+    let waiting = resident();
+    let (behind, began) = (ledger.records_in_memory(), Instant::now());
+    store.is_up.store(true, Ordering::SeqCst);
+    let mut most = 0;
+    while ledger.stats().waiting() > 0 {
+        most = resident().max(most);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    println!(
+        "{before} KiB before, {waiting} KiB with {RECORDS} records waiting, {behind} of them in \
+         memory; at most {most} KiB while they were posted in {:?}",
+        began.elapsed()
+    );
+    assert_eq!(store.row.lock().posted_no, RECORDS);
+    assert!(waiting < before + 32 * MIB && most < before + 64 * MIB);
+    running.abort();
+    writing.abort();
+}
+
+fn open(number: i64) -> OpenRequest {
+    OpenRequest {
+        request_id: RequestId::from_uuid(Uuid::from_u128(number.unsigned_abs().into())),
+        payer: payer(),
+        period: month(),
+        local_day: TimeZone::utc().day_of(UnixMillis(0)).day,
+        started_at: UnixMillis(0),
+        endpoint: Endpoint::ChatCompletions,
+        streams: true,
+        requested_model: Arc::from("a-model-with-a-name"),
+        hold: HoldTerms {
+            bound: Amounts::tokens(1),
+            leased: ScopeSet::default(),
+            input_estimate: 0,
+        },
+        caller: Caller {
+            ip: None,
+            user_agent: None,
+        },
+    }
 }

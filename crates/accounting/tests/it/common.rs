@@ -114,7 +114,7 @@ figures! {
     requests, admitted, spent, held, unavailable, other_refusals, left, in_flight_at_crash, crashes,
     power_cuts, restarts, clean_stops, resolves, releases, settled, rollbacks, commits, lost_answers,
     delayed_commits, lost_calls, quarantined, recovered, over_counters, cap_changes, full_disks,
-    sync_failures, torn_writes, journals_lost, unsynced_ms_max,
+    sync_failures, torn_writes, journals_lost, read_back, unsynced_ms_max,
 }
 
 impl Log {

@@ -11,7 +11,7 @@ use sluice_accounting::journal::{
 };
 use sluice_accounting::{
     Account, Finish, Fsync, Hold, Identity, Lane, Ledger, LedgerOptions, Patience, Refusal,
-    Refused, StartError, start,
+    Refused, StartError, start, start_away,
 };
 use sluice_domain::id::{BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UserId};
 use sluice_domain::ports::{Clock, InstanceState, LedgerStore};
@@ -42,6 +42,7 @@ pub(crate) struct Plan {
     /// Over how long the requests are spread, in milliseconds.
     pub(crate) duration: i64,
     pub(crate) outage_reserve: Duration,
+    pub(crate) max_in_memory: usize,
     pub(crate) segment_bytes: u64,
     pub(crate) faults: Faults,
     /// How many of each act of chance.
@@ -55,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) full_disks: i64,
     pub(crate) sync_failures: i64,
     pub(crate) stops: i64,
+    /// How many of a hundred starts do not wait for the database.
+    pub(crate) starts_away: u64,
     pub(crate) poisoned: u64,
     pub(crate) leavers: u64,
     pub(crate) tenants: usize,
@@ -81,6 +84,11 @@ impl Plan {
             requests: rng.index(101) + 20,
             duration,
             outage_reserve: Duration::from_secs(if rng.chance(40) { 2 } else { 600 }),
+            max_in_memory: if rng.chance(60) {
+                rng.index(50) + 1
+            } else {
+                10_000
+            },
             segment_bytes: 256 * 1024,
             faults: Faults::default(),
             crashes: 0,
@@ -93,6 +101,7 @@ impl Plan {
             full_disks: 0,
             sync_failures: 0,
             stops: 0,
+            starts_away: 0,
             poisoned: 0,
             leavers: 5,
             tenants: rng.index(3) + 1,
@@ -144,6 +153,7 @@ impl Plan {
             full_disks,
             sync_failures: some(20, 40),
             stops: some(40, 2),
+            starts_away: often(50, 60),
             poisoned: often(15, 5),
             segment_bytes: 64 * 1024,
             leavers: often(60, 30),
@@ -510,6 +520,10 @@ impl World {
             self.log.count(|f| &f.crashes);
         }
         site.run.lock().take();
+        self.log.figures.read_back.fetch_add(
+            i64::try_from(run.ledger.stats().read_back()).unwrap(),
+            Ordering::Relaxed,
+        );
         run.end();
         writing.abort();
         let is_settled = was_alive && finish == Some(Finish::Settled);
@@ -592,25 +606,25 @@ impl World {
             name: format!("i{}.{boot}", site.number),
         });
         let options = LedgerOptions {
-            max_waiting: 10_000,
+            max_in_memory: self.plan.max_in_memory,
             quota_wait: Duration::from_millis(QUOTA_WAIT.unsigned_abs()),
             outage_reserve: self.plan.outage_reserve,
             fsync: Fsync::Interval,
             blocks_on_threads: false,
         };
-        let started = start(
-            options,
-            Arc::clone(&store) as Arc<dyn LedgerStore>,
-            Arc::clone(&self.clock) as Arc<dyn Clock>,
-            journal,
-            replay,
-            Identity {
-                instance_id: site.instance_id,
-                earlier_boots,
-                boot_id,
-            },
-        )
-        .await;
+        let identity = Identity {
+            instance_id: site.instance_id,
+            earlier_boots,
+            boot_id,
+        };
+        let database = Arc::clone(&store) as Arc<dyn LedgerStore>;
+        let clock = Arc::clone(&self.clock) as Arc<dyn Clock>;
+        let started = if self.acts.chance(self.plan.starts_away) {
+            let fits = tokio::time::sleep(Duration::from_millis(self.rng.next() % 200));
+            start_away(options, database, clock, journal, replay, identity, fits)
+        } else {
+            start(options, database, clock, journal, replay, identity).await
+        };
         if life.is_dead() {
             return Started::Again;
         }
@@ -1218,6 +1232,11 @@ impl World {
         });
         let written = hold.post(end);
         self.note_room(id, charge);
+        let in_memory = run.ledger.records_in_memory();
+        if in_memory > self.plan.max_in_memory {
+            self.log
+                .violation(format!("{in_memory} records are in memory"));
+        }
         if waits && let Some(written) = written {
             written.await;
             if !run.life.is_dead() {

@@ -187,7 +187,7 @@ pub(super) fn not_admitted(refusal: Refusal, account: &Account) -> ApiError {
         .retry(Retry::After(OVERLOAD_PAUSE)),
         Refusal::Behind => ApiError::new(
             Code::ServerIsOverloaded,
-            "The relay cannot take more requests now, because its records wait for the database. Try again shortly.",
+            "The relay cannot take more requests now, because too many wait for a quota. Try again shortly.",
         )
         .retry(Retry::After(OVERLOAD_PAUSE)),
         Refusal::Journal => ApiError::new(
