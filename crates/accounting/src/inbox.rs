@@ -18,6 +18,8 @@ use crate::ledger::{NoRoom, Patience, Refusal};
 /// A request that waits for room in a lease.
 #[derive(Debug)]
 pub(crate) struct Waiter {
+    /// Its number among all that ever waited.
+    pub(crate) number: u64,
     pub(crate) desk: Arc<Desk>,
     pub(crate) payer: Payer,
     pub(crate) month: Month,
@@ -44,12 +46,44 @@ pub(crate) struct Inbox {
     in_memory: usize,
     /// The number of the last record when the latest ones are in the journal alone.
     left_until: Option<i64>,
-    pub(crate) waiters: Vec<Waiter>,
+    waiters: Vec<Waiter>,
+    /// How many requests have ever waited.
+    waited: u64,
     /// Desks with a lease that runs low.
     pub(crate) low: Vec<Arc<Desk>>,
 }
 
 impl Inbox {
+    /// Lets a request wait for room, unless `most` do. It is made with its number.
+    pub(crate) fn wait(&mut self, most: usize, make: impl FnOnce(u64) -> Waiter) -> bool {
+        let has_place = self.waiters.len() < most;
+        if has_place {
+            self.waited += 1;
+            self.waiters.push(make(self.waited));
+        }
+        has_place
+    }
+
+    /// Returns whether a request waits for room.
+    pub(crate) fn has_waiters(&self) -> bool {
+        !self.waiters.is_empty()
+    }
+
+    /// Returns the requests that wait, first come first.
+    pub(crate) fn waiters(&self) -> impl Iterator<Item = &Waiter> {
+        self.waiters.iter()
+    }
+
+    /// Takes all requests that wait, first come first.
+    pub(crate) fn take_waiters(&mut self) -> Vec<Waiter> {
+        std::mem::take(&mut self.waiters)
+    }
+
+    /// Lets requests wait on, before those that came since.
+    pub(crate) fn wait_on(&mut self, waiters: Vec<Waiter>) {
+        self.waiters.splice(..0, waiters);
+    }
+
     /// Takes the next record, or, when `most` are in memory, leaves it in the journal and returns it.
     pub(crate) fn add(&mut self, posting: Posting, most: usize) -> Option<Posting> {
         if self.left_until.is_some() || self.in_memory >= most {

@@ -181,6 +181,8 @@ pub(crate) struct Shared {
     pub(crate) inbox: Mutex<Inbox>,
     /// Records came.
     pub(crate) posts: Notify,
+    /// Room may have come free here, or who waited for it is gone.
+    pub(crate) room: Notify,
     /// Somebody needs a lease, or the journal needs care.
     pub(crate) urgent: Notify,
     pub(crate) stats: LedgerStats,
@@ -217,6 +219,7 @@ impl Shared {
         self.stats.waiting.fetch_add(1, Ordering::Relaxed);
         self.keep_post(Posting { numbered, desk });
         if wants_room {
+            self.room.notify_one();
             self.urgent.notify_one();
         }
     }
@@ -285,6 +288,7 @@ impl Ledger {
                 journal,
                 inbox: Mutex::default(),
                 posts: Notify::new(),
+                room: Notify::new(),
                 urgent: Notify::new(),
                 stats: LedgerStats::default(),
                 options,
@@ -470,11 +474,8 @@ impl Ledger {
         let held = Arc::<Mutex<Option<NoRoom>>>::default();
         {
             let mut inbox = shared.inbox.lock();
-            if inbox.waiters.len() >= MAX_WAITERS {
-                return Err(Refusal::Behind);
-            }
-            account.desk.book.lock().waiting += 1;
-            inbox.waiters.push(Waiter {
+            let may_wait = inbox.wait(MAX_WAITERS, |number| Waiter {
+                number,
                 desk: Arc::clone(&account.desk),
                 payer,
                 month,
@@ -484,8 +485,15 @@ impl Ledger {
                 held: Arc::clone(&held),
                 reply,
             });
+            if !may_wait {
+                return Err(Refusal::Behind);
+            }
+            account.desk.book.lock().waiting += 1;
         }
-        let _waiting = WaitingOnDrop(&account.desk);
+        let _waiting = WaitingOnDrop {
+            shared,
+            desk: &account.desk,
+        };
         shared.urgent.notify_one();
         let deadline = Instant::now() + shared.options.quota_wait;
         match tokio::time::timeout_at(deadline, answer).await {
@@ -544,12 +552,17 @@ struct Admitted<'a> {
     reserved: Reserved,
 }
 
-struct WaitingOnDrop<'a>(&'a Desk);
+struct WaitingOnDrop<'a> {
+    shared: &'a Shared,
+    desk: &'a Desk,
+}
 
 impl Drop for WaitingOnDrop<'_> {
     fn drop(&mut self) {
-        let mut book = self.0.book.lock();
+        let mut book = self.desk.book.lock();
         book.waiting = book.waiting.saturating_sub(1);
+        drop(book);
+        self.shared.room.notify_one();
     }
 }
 

@@ -28,7 +28,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::account::Desk;
 use crate::chain;
-use crate::inbox::Waiter;
 use crate::journal::{JournalError, PostReader};
 use crate::ledger::{Fsync, Shared};
 
@@ -73,8 +72,7 @@ pub struct Writer {
     desks: VecDeque<Arc<Desk>>,
     /// Where records that are in the journal alone are read next.
     reader: PostReader,
-    waiters: Vec<Waiter>,
-    /// When `waiters` are looked at again.
+    /// When requests that wait for room are looked at again.
     retry_at: Option<Instant>,
     /// What the journal knew, until the database has been asked for the first time.
     unclaimed: Option<Unclaimed>,
@@ -129,6 +127,7 @@ impl Writer {
             biased;
             finish = self.work() => finish,
             stop = tend_journal(&shared, &*clock) => Err(stop),
+            stop = leases::tend_room(&shared, &*clock) => Err(stop),
             stop = note_closing(&shared, closing, grace) => stop,
         };
         match finish {

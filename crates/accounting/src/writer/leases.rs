@@ -1,11 +1,11 @@
 //! Taking and returning leases.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
-use sluice_domain::ports::{LeaseChange, LockedCounter, PostMode};
+use sluice_domain::ports::{Clock, LeaseChange, LockedCounter, PostMode};
 use sluice_domain::quota::{Amounts, CounterKey, Lease};
 use sluice_domain::time::UnixMillis;
 use smallvec::SmallVec;
@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::account::{Desk, Reserved};
 use crate::book::leased_counters;
 use crate::inbox::Waiter;
-use crate::ledger::{NoRoom, Patience, Refusal};
+use crate::ledger::{NoRoom, Patience, Refusal, Shared};
 use crate::policy::{Ahead, Decision, Verdict, Want, WantPart, decide};
 
 use super::{LEASE_TICK, Stop, Writer, bounded, is_refusal};
@@ -37,53 +37,43 @@ impl Writer {
     /// Lets waiting requests in: from what has come free here, else from what the database has room
     /// for. Tops up leases that run low on the way.
     pub(super) async fn serve_waiters(&mut self) -> Result<(), Stop> {
-        let low = {
+        let (low, has_waiters) = {
             let mut inbox = self.shared.inbox.lock();
-            self.waiters.append(&mut inbox.waiters);
-            std::mem::take(&mut inbox.low)
+            (std::mem::take(&mut inbox.low), inbox.has_waiters())
         };
-        if self.waiters.is_empty() && low.is_empty() {
+        if !has_waiters && low.is_empty() {
             return Ok(());
         }
         if self.mode == PostMode::Late {
-            for waiter in self.waiters.drain(..) {
-                // Who is gone needs no answer.
-                drop(waiter.reply.send(Err(Refusal::Closed)));
-            }
+            self.refuse_waiters(Refusal::Closed);
             return Ok(());
         }
-        self.serve_locally();
+        serve_free_room(&self.shared, self.clock.now());
         let keys = self.wanted_counters(&low);
         if keys.is_empty() {
             return Ok(());
         }
         self.take_leases(&keys).await?;
-        if !self.waiters.is_empty() {
+        if self.shared.inbox.lock().has_waiters() {
             self.retry_at = Some(Instant::now() + LEASE_TICK);
         }
         Ok(())
     }
 
-    /// Holds for waiting requests what is free here, first come, first served.
-    fn serve_locally(&mut self) {
-        let now = self.clock.now();
-        let waiters = std::mem::take(&mut self.waiters);
+    fn refuse_waiters(&self, refusal: Refusal) {
+        let waiters = self.shared.inbox.lock().take_waiters();
         for waiter in waiters {
-            if waiter.reply.is_closed() {
-                continue;
-            }
-            match hold_for(&waiter, now) {
-                // When nobody takes it, it is given back by its drop.
-                Some(reserved) => drop(waiter.reply.send(Ok(reserved))),
-                None => self.waiters.push(waiter),
-            }
+            // Who is gone needs no answer.
+            drop(waiter.reply.send(Err(refusal)));
         }
     }
 
     fn wanted_counters(&self, low: &[Arc<Desk>]) -> Vec<CounterKey> {
         let mut keys: BTreeSet<CounterKey> = self
-            .waiters
-            .iter()
+            .shared
+            .inbox
+            .lock()
+            .waiters()
             .flat_map(|w| leased_counters(w.payer, w.month, w.leased).map(|(_, key)| key))
             .collect();
         for desk in low {
@@ -122,9 +112,7 @@ impl Writer {
                 if !is_refusal(&error) {
                     return self.reconcile().await;
                 }
-                for waiter in self.waiters.drain(..) {
-                    drop(waiter.reply.send(Err(Refusal::Unavailable)));
-                }
+                self.refuse_waiters(Refusal::Unavailable);
                 return Ok(());
             }
         };
@@ -139,10 +127,10 @@ impl Writer {
     }
 
     /// What each waiting request lacks, if those before it get what they want.
-    fn wants(&self, keys: &[CounterKey]) -> (Vec<Want>, Vec<usize>) {
+    fn wants(&self, keys: &[CounterKey]) -> (Vec<Want>, Vec<u64>) {
         let mut free: BTreeMap<CounterKey, (Amounts, Amounts)> = BTreeMap::new();
         let (mut wants, mut waiting) = (Vec::new(), Vec::new());
-        for (number, waiter) in self.waiters.iter().enumerate() {
+        for waiter in self.shared.inbox.lock().waiters() {
             let mut parts = SmallVec::new();
             let mut is_whole = true;
             for (_, key) in leased_counters(waiter.payer, waiter.month, waiter.leased) {
@@ -168,7 +156,7 @@ impl Writer {
             }
             if is_whole {
                 wants.push(Want { parts });
-                waiting.push(number);
+                waiting.push(waiter.number);
             }
         }
         (wants, waiting)
@@ -180,8 +168,10 @@ impl Writer {
         keys.iter()
             .map(|key| {
                 let asked = self
-                    .waiters
-                    .iter()
+                    .shared
+                    .inbox
+                    .lock()
+                    .waiters()
                     .filter(|w| leased_counters(w.payer, w.month, w.leased).any(|(_, k)| k == *key))
                     .map(|w| w.bound)
                     .fold(Amounts::ZERO, Amounts::max);
@@ -264,16 +254,17 @@ impl Writer {
     }
 
     /// Answers those whose case is decided; the others go on waiting.
-    fn answer(&mut self, rows: &[LockedCounter], waiting: &[usize], verdicts: &[Verdict]) {
+    fn answer(&self, rows: &[LockedCounter], waiting: &[u64], verdicts: &[Verdict]) {
         let now = self.clock.now();
-        let mut judged: Vec<Option<Verdict>> = vec![None; self.waiters.len()];
-        for (number, verdict) in waiting.iter().zip(verdicts) {
-            if let Some(slot) = judged.get_mut(*number) {
-                *slot = Some(*verdict);
-            }
-        }
-        let waiters = std::mem::take(&mut self.waiters);
-        for (waiter, verdict) in waiters.into_iter().zip(judged) {
+        let judged: HashMap<u64, Verdict> = waiting
+            .iter()
+            .copied()
+            .zip(verdicts.iter().copied())
+            .collect();
+        let waiters = self.shared.inbox.lock().take_waiters();
+        let mut left = Vec::new();
+        for waiter in waiters {
+            let verdict = judged.get(&waiter.number).copied();
             let no_room = |place: usize| {
                 rows.get(place).map(|row| {
                     let key = row.balance.key;
@@ -299,17 +290,18 @@ impl Writer {
                     }
                     no_room => {
                         *waiter.held.lock() = no_room;
-                        self.waiters.push(waiter);
+                        left.push(waiter);
                     }
                 },
                 // Somebody else may have been faster in the meantime.
                 Some(Verdict::Granted) => match hold_for(&waiter, now) {
                     Some(reserved) => drop(waiter.reply.send(Ok(reserved))),
-                    None => self.waiters.push(waiter),
+                    None => left.push(waiter),
                 },
-                None => self.waiters.push(waiter),
+                None => left.push(waiter),
             }
         }
+        self.shared.inbox.lock().wait_on(left);
     }
 
     /// Returns what is idle of counters that others wait for.
@@ -424,6 +416,31 @@ impl Writer {
             }
         }
         Ok(())
+    }
+}
+
+/// Serves requests that wait from what comes free here, also while the writer waits for the database.
+pub(super) async fn tend_room(shared: &Shared, clock: &dyn Clock) -> Stop {
+    loop {
+        shared.room.notified().await;
+        serve_free_room(shared, clock.now());
+    }
+}
+
+/// Holds for waiting requests what is free here, first come, first served, and forgets who is gone.
+fn serve_free_room(shared: &Shared, now: UnixMillis) {
+    let mut waiters = shared.inbox.lock().take_waiters();
+    waiters.retain(|waiter| !waiter.reply.is_closed());
+    let mut left = Vec::with_capacity(waiters.len());
+    for waiter in waiters {
+        match hold_for(&waiter, now) {
+            // When nobody takes it, it is given back by its drop.
+            Some(reserved) => drop(waiter.reply.send(Ok(reserved))),
+            None => left.push(waiter),
+        }
+    }
+    if !left.is_empty() {
+        shared.inbox.lock().wait_on(left);
     }
 }
 

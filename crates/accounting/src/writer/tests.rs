@@ -13,8 +13,10 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
+use crate::account::Account;
 use crate::journal::{self, FolderDisk, Journal};
-use crate::ledger::{Ledger, LedgerOptions, Patience};
+use crate::lane::Lane;
+use crate::ledger::{Hold, Ledger, LedgerOptions, Patience, Refusal};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -496,4 +498,100 @@ fn open(number: i64) -> OpenRequest {
             user_agent: None,
         },
     }
+}
+
+/// A request of this many tokens.
+async fn ask(
+    ledger: &Ledger,
+    lane: &Arc<Lane>,
+    account: &Account,
+    tokens: i64,
+) -> Result<Hold, Refusal> {
+    let mut open = open(tokens);
+    open.hold.bound = Amounts::tokens(tokens);
+    let record = Box::new(UsageRecord::begun(open));
+    let now = account.period().starts_at;
+    let held = ledger
+        .hold(lane, account, record, now, Patience::QuotaWait)
+        .await;
+    held.map_err(|refused| refused.refusal)
+}
+
+fn account_away(ledger: &Ledger) -> Account {
+    let period = TimeZone::utc().period(month());
+    let (zone, leased) = (TimeZone::utc(), ScopeSet::default());
+    ledger.open_account_away(payer(), period, zone, leased, period.starts_at)
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_free_is_given_to_who_waits_while_the_database_is_away() {
+    let (_folder, _store, _clock, ledger, writer) = begun_away();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    let account = account_away(&ledger);
+    let first = ask(&ledger, &lane, &account, LEASED - 100).await.unwrap();
+    let waits = ask(&ledger, &lane, &account, 1_000);
+    let ends = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let end = RequestEnd {
+            owed: Amounts::tokens(200),
+            ..RequestEnd::withdrawn()
+        };
+        first.post(end)
+    };
+    let began = Instant::now();
+    let (held, _written) = tokio::join!(waits, ends);
+    assert!(held.is_ok(), "{held:?}");
+    assert!(began.elapsed() < Duration::from_millis(600));
+    assert_eq!(free(&ledger), LEASED - 200 - 1_000);
+    assert!(!ledger.is_claimed());
+    running.abort();
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_leaves_is_forgotten_at_once_while_the_database_is_away() {
+    let (_folder, _store, _clock, ledger, writer) = begun_away();
+    let lane = ledger.lane();
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    let account = account_away(&ledger);
+    let waits = ask(&ledger, &lane, &account, LEASED + 1);
+    let left = tokio::time::timeout(Duration::from_millis(100), waits).await;
+    assert!(left.is_err(), "it waits");
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(!ledger.shared.inbox.lock().has_waiters());
+    assert!(!ledger.is_claimed());
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn posts_that_the_database_has_already_are_forgotten_beyond_the_window_too() {
+    let (_folder, store, _clock, ledger, writer) = begun_away_with(2);
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    for _request in 0..7 {
+        let hold = ask(&ledger, &lane, &account, 10).await.unwrap();
+        let end = RequestEnd {
+            owed: Amounts::tokens(10),
+            ..RequestEnd::withdrawn()
+        };
+        hold.post(end).unwrap().await;
+    }
+    assert_eq!(
+        (ledger.stats().waiting(), ledger.records_in_memory()),
+        (7, 2)
+    );
+    // A batch of an earlier contact whose answer was lost.
+    let mut writer = writer;
+    writer.unclaimed = None;
+    writer.guard.seq = store.row.lock().seq;
+    store.row.lock().posted_no = 5;
+    store.row.lock().boot_id = boot(2);
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    assert_eq!((ledger.stats().waiting(), writer.posted_no), (2, 5));
+    assert_eq!(writer.backlog[0].post_no, 6);
+    writing.abort();
 }
