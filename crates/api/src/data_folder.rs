@@ -7,6 +7,7 @@
 mod boots;
 mod error;
 mod file;
+mod retired;
 mod secrets;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ use crate::ids::new_uuid;
 use boots::Boots;
 pub use error::FolderError;
 pub(crate) use file::{read_if_there, remove as remove_file, replace as replace_file};
+pub(crate) use retired::RetiredInstance;
 pub use secrets::Secrets;
 pub(crate) use secrets::random_bytes;
 
@@ -99,11 +101,7 @@ impl DataFolder {
     pub fn begin_boot(&self) -> Result<InstanceIdentity, FolderError> {
         self.refuse_unlocked()?;
         let instance_id = self.load_or_create_instance_id()?;
-        let mut boots = self.load_boots()?;
-        let earlier_boots = boots.all();
-        let boot_id = BootId::from_uuid(new_uuid());
-        boots.begin(boot_id);
-        file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())?;
+        let (earlier_boots, boot_id) = begin_boot_in(&self.path)?;
         Ok(InstanceIdentity {
             instance_id,
             earlier_boots,
@@ -118,7 +116,7 @@ impl DataFolder {
     /// [`FolderError`] when the lock is not held or the file cannot be written.
     pub fn confirm_boot(&self, boot_id: BootId) -> Result<(), FolderError> {
         self.refuse_unlocked()?;
-        let mut boots = self.load_boots()?;
+        let mut boots = load_boots(&self.path)?;
         boots.confirm(boot_id);
         file::replace(&self.path.join(BOOTS), boots.to_string().as_bytes())
     }
@@ -178,14 +176,24 @@ impl DataFolder {
         file::create(&path, format!("{id}\n").as_bytes())?;
         Ok(id)
     }
+}
 
-    fn load_boots(&self) -> Result<Boots, FolderError> {
-        let path = self.path.join(BOOTS);
-        match file::read_text(&path)? {
-            Some(text) => text
-                .parse()
-                .map_err(|line| FolderError::Boots { path, line }),
-            None => Ok(Boots::default()),
-        }
+/// Adds a start to the list in a folder; returns those before it, and it.
+fn begin_boot_in(folder: &Path) -> Result<(Vec<BootId>, BootId), FolderError> {
+    let mut boots = load_boots(folder)?;
+    let earlier_boots = boots.all();
+    let boot_id = BootId::from_uuid(new_uuid());
+    boots.begin(boot_id);
+    file::replace(&folder.join(BOOTS), boots.to_string().as_bytes())?;
+    Ok((earlier_boots, boot_id))
+}
+
+fn load_boots(folder: &Path) -> Result<Boots, FolderError> {
+    let path = folder.join(BOOTS);
+    match file::read_text(&path)? {
+        Some(text) => text
+            .parse()
+            .map_err(|line| FolderError::Boots { path, line }),
+        None => Ok(Boots::default()),
     }
 }

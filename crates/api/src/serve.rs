@@ -4,6 +4,7 @@
 //! calling thread owns everything that talks to the database.
 
 mod begin;
+mod retired;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use sluice_accounting::journal::{self, FolderDisk, Journal};
 use sluice_accounting::{Finish, Identity, Ledger, LedgerOptions, StartError, Writer};
 use sluice_domain::id::BootId;
 use sluice_domain::key::KeyHasher;
+use sluice_domain::ports::LedgerStore;
 use sluice_storage::secret::Vault;
 use sluice_storage::{Backend, Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
@@ -176,6 +178,11 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         background.spawn(confirm_boot(app, folder, identity.boot_id, stopped.clone()));
     }
     background.spawn(attention::watch(Arc::clone(&app), stopped.clone()));
+    background.spawn(look_after_retired(
+        Arc::clone(&app),
+        Arc::clone(&folder),
+        stopped.clone(),
+    ));
     let posting_closed = CancellationToken::new();
     let mut writer =
         tokio::spawn(writer.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
@@ -248,14 +255,9 @@ async fn start_ledger(
     identity: &InstanceIdentity,
 ) -> anyhow::Result<(Ledger, Writer)> {
     let disk = FolderDisk::open(&folder.journal()?).context("the journal cannot be opened")?;
-    let journal_options = journal::Options {
-        segment_bytes: config.journal.segment_bytes,
-        keep: config.journal.keep,
-        max_bytes: config.journal.max_bytes,
-    };
     let (journal, replay) = Journal::open(
         Arc::new(disk),
-        journal_options,
+        journal_options(config),
         journal::Identity {
             instance_id: identity.instance_id,
             boot_id: identity.boot_id,
@@ -263,13 +265,7 @@ async fn start_ledger(
         },
     )
     .context("the journal cannot be opened")?;
-    let options = LedgerOptions {
-        max_in_memory: config.ledger.max_in_memory,
-        quota_wait: config.ledger.quota_wait,
-        outage_reserve: config.ledger.outage_reserve,
-        fsync: config.journal.fsync,
-        blocks_on_threads: true,
-    };
+    let options = ledger_options(config);
     let clock = Arc::new(clock);
     let identity = Identity {
         instance_id: identity.instance_id,
@@ -296,6 +292,36 @@ async fn start_ledger(
             )
         }
         other => Ok(other?),
+    }
+}
+
+/// Looks at instances of this folder that were settled, as soon as the database may be used. A stop
+/// cuts it off as a crash would.
+async fn look_after_retired(app: Arc<App>, folder: Arc<DataFolder>, stopped: CancellationToken) {
+    let store = Arc::new(app.storage.clone()) as Arc<dyn LedgerStore>;
+    let looks = async {
+        app.standing.when_joined().await;
+        let (ledger, journal) = (ledger_options(&app.config), journal_options(&app.config));
+        retired::look_after(&folder, &store, ledger, journal).await;
+    };
+    stopped.run_until_cancelled(looks).await;
+}
+
+fn journal_options(config: &Config) -> journal::Options {
+    journal::Options {
+        segment_bytes: config.journal.segment_bytes,
+        keep: config.journal.keep,
+        max_bytes: config.journal.max_bytes,
+    }
+}
+
+fn ledger_options(config: &Config) -> LedgerOptions {
+    LedgerOptions {
+        max_in_memory: config.ledger.max_in_memory,
+        quota_wait: config.ledger.quota_wait,
+        outage_reserve: config.ledger.outage_reserve,
+        fsync: config.journal.fsync,
+        blocks_on_threads: true,
     }
 }
 
