@@ -335,6 +335,9 @@ mod tests {
             held: Amounts::ZERO,
         });
         counter.refused_until = UnixMillis(NOW.0 + 1_000);
+        counter.unposted = Amounts::tokens(5);
+        assert!(counter.is_refused(Amounts::tokens(16), NOW), "own charges");
+        counter.unposted = Amounts::ZERO;
         assert!(counter.is_refused(Amounts::tokens(21), NOW));
         assert!(!counter.is_refused(Amounts::tokens(20), NOW), "it fits");
         assert!(!counter.is_refused(Amounts::tokens(21), UnixMillis(NOW.0 + 1_000)));

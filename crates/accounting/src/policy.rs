@@ -114,10 +114,8 @@ pub(crate) fn decide(
             None
         };
         // Where somebody waits, nothing is taken ahead.
-        let aim = match recall.unwrap_or(row.recall) {
-            true => Amounts::ZERO,
-            false => aim,
-        };
+        let is_wanted_back = recall.unwrap_or(row.recall);
+        let aim = if is_wanted_back { Amounts::ZERO } else { aim };
         let delta = taken.max(aim.minus(free));
         changes.push(LeaseChange { delta, recall });
         aims.push(aim);
@@ -244,6 +242,17 @@ mod tests {
         assert_eq!(lease(row(Some(100_000), 0, 0), 1), 1_000);
         assert_eq!(lease(row(Some(100_000), 0, 0), 4), 250);
         assert_eq!(lease(row(Some(500), 0, 0), 1), 10);
+    }
+
+    #[test]
+    fn what_was_charged_here_and_not_posted_counts_as_used() {
+        let mut wants = [want(&[(0, 100, 100)])];
+        wants[0].parts[0].unposted = Amounts::tokens(41);
+        let made = decide(&[row(Some(200), 60, 140)], 1, &wants, &[Ahead::default()]);
+        assert_eq!(made.verdicts, [Verdict::Spent { place: 0 }]);
+        wants[0].parts[0].unposted = Amounts::tokens(40);
+        let made = decide(&[row(Some(200), 60, 140)], 1, &wants, &[Ahead::default()]);
+        assert_eq!(made.verdicts, [Verdict::Held { place: 0 }]);
     }
 
     #[test]

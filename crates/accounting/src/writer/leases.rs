@@ -428,7 +428,7 @@ pub(super) async fn tend_room(shared: &Shared, clock: &dyn Clock) -> Stop {
 }
 
 /// Holds for waiting requests what is free here, first come, first served, and forgets who is gone.
-fn serve_free_room(shared: &Shared, now: UnixMillis) {
+pub(super) fn serve_free_room(shared: &Shared, now: UnixMillis) {
     let mut waiters = shared.inbox.lock().take_waiters();
     waiters.retain(|waiter| !waiter.reply.is_closed());
     let mut left = Vec::with_capacity(waiters.len());

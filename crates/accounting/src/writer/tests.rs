@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::task::Poll;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -124,7 +125,7 @@ impl LedgerStore for Store {
             .map(|key| {
                 let leased = leases.get(key).copied().unwrap_or_default();
                 let cap = Cap {
-                    tokens: Some(1_000_000_000),
+                    tokens: Some(CAP),
                     nano: None,
                 };
                 LockedCounter {
@@ -212,6 +213,7 @@ fn tenant_counter() -> CounterKey {
 }
 
 const LEASED: i64 = 5_000;
+const CAP: i64 = 1_000_000_000;
 const INSTANCE: u128 = 9;
 
 fn open_journal(folder: &TempDir, boot_id: BootId) -> (Journal, journal::Replay) {
@@ -593,5 +595,84 @@ async fn posts_that_the_database_has_already_are_forgotten_beyond_the_window_too
     writer.reconcile().await.unwrap();
     assert_eq!((ledger.stats().waiting(), writer.posted_no), (2, 5));
     assert_eq!(writer.backlog[0].post_no, 6);
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn fewer_posts_are_a_sign_that_the_database_went_back() {
+    let (_folder, store, _clock, ledger, mut writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    let hold = ask(&ledger, &lane, &account, 10).await.unwrap();
+    hold.post(RequestEnd::withdrawn()).unwrap().await;
+    writer.post_all().await.unwrap();
+    assert_eq!((writer.posted_no, ledger.stats().waiting()), (1, 0));
+    // The number of the transaction was reached again since, by a copy that was restored.
+    store.row.lock().posted_no = 0;
+    writer.reconcile().await.unwrap();
+    assert_eq!(ledger.stats().resyncs(), 1);
+    assert_eq!(ledger.stats().waiting(), 1, "it is posted again");
+    writer.post_all().await.unwrap();
+    assert_eq!(store.row.lock().posted_no, 1);
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_instance_goes_on_when_the_database_lost_that_it_was_settled() {
+    let (_folder, store, _clock, ledger, mut writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    store.row.lock().state = InstanceState::Resolved;
+    store.row.lock().seq += 1;
+    writer.reconcile().await.unwrap();
+    assert_eq!(writer.mode, PostMode::Late);
+    assert!(!ledger.shared.is_open());
+    store.row.lock().state = InstanceState::Live;
+    writer.reconcile().await.unwrap();
+    assert_eq!(writer.mode, PostMode::Live);
+    assert!(ledger.shared.is_open());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_cap_has_no_room_for_is_asked_of_the_database_once_a_second() {
+    let (_folder, store, clock, ledger, writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    let lane = ledger.lane();
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    wait_for_claim(&ledger).await;
+    let account = account_away(&ledger);
+    let now = account.period().starts_at;
+    clock.0.store(now.0, Ordering::SeqCst);
+    for _request in 0..5 {
+        let refused = ask(&ledger, &lane, &account, CAP + 1).await;
+        assert!(matches!(refused, Err(Refusal::Spent(_))), "{refused:?}");
+    }
+    assert_eq!(ledger.stats().lease_moves(), 1);
+    running.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn room_that_was_given_to_who_has_left_is_free_again() {
+    let (_folder, _store, _clock, ledger, writer) = begun_away();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    let taken = ask(&ledger, &lane, &account, LEASED).await.unwrap();
+    let mut waits = Box::pin(ask(&ledger, &lane, &account, LEASED));
+    assert!(
+        std::future::poll_fn(|cx| Poll::Ready(waits.as_mut().poll(cx)))
+            .await
+            .is_pending()
+    );
+    drop(taken.post(RequestEnd::withdrawn()));
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    leases::serve_free_room(&ledger.shared, UnixMillis(0));
+    assert_eq!(free(&ledger), 0, "it is set aside");
+    drop(waits);
+    assert_eq!(free(&ledger), LEASED);
+    drop(writer);
     writing.abort();
 }

@@ -189,7 +189,7 @@ impl Plan {
             sites: rng.index(2) + 1,
             requests: usize::try_from(duration / every).unwrap(),
             duration,
-            outage_reserve: Duration::from_secs(600),
+            outage_reserve: Duration::from_mins(10),
             bound: (bound, bound),
             // With the reserve of all in it more than a hundred times for each instance.
             cap: (1_000_000_000, 2_000_000_000),
