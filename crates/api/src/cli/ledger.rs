@@ -111,12 +111,21 @@ async fn verify_journal(admin: &Admin<'_>, folder: &Path) -> anyhow::Result<Vec<
     let Some(instance) = instances.iter().find(|i| i.instance_id == instance_id) else {
         bail!("the database knows nothing of {instance_id}, whose journal this is");
     };
-    let mut posts = Vec::new();
-    journal::kept_posts(&disk, &mut |kept| posts.extend(kept.iter().map(post_of)))
-        .context("the posts of the journal cannot be read")?;
-    posts.retain(|post| post.post_no <= instance.posted_no);
     let mut findings = compare(instance, &replay);
-    for kept in posts.chunks(POSTS_AT_ONCE) {
+    // Read as fast as they are compared: a journal may be larger than the memory.
+    let (sender, mut pieces) = tokio::sync::mpsc::channel(1);
+    let reading = tokio::task::spawn_blocking(move || {
+        journal::kept_posts(&disk, &mut |kept| {
+            // Nobody listens when the comparison has failed.
+            drop(sender.blocking_send(kept));
+        })
+    });
+    while let Some(piece) = pieces.recv().await {
+        let kept: Vec<StoredPost> = piece
+            .iter()
+            .filter(|post| post.post_no <= instance.posted_no)
+            .map(post_of)
+            .collect();
         let (Some(first), Some(last)) = (kept.first(), kept.last()) else {
             continue;
         };
@@ -124,8 +133,12 @@ async fn verify_journal(admin: &Admin<'_>, folder: &Path) -> anyhow::Result<Vec<
             .storage
             .list_posts(instance_id, first.post_no, last.post_no)
             .await?;
-        findings.extend(compare_posts(instance_id, kept, &stored));
+        findings.extend(compare_posts(instance_id, &kept, &stored));
     }
+    reading
+        .await
+        .context("the journal was not read to its end")?
+        .context("the posts of the journal cannot be read")?;
     terminal::note(&format!(
         "{instance_id}: {} requests were open, posts up to {} of {} are in the database",
         replay.holds.len(),
@@ -134,9 +147,6 @@ async fn verify_journal(admin: &Admin<'_>, folder: &Path) -> anyhow::Result<Vec<
     ));
     Ok(findings)
 }
-
-/// Posts of a journal that are compared with the ledger by one statement.
-const POSTS_AT_ONCE: usize = 1_000;
 
 /// Returns what the ledger should have of a post.
 fn post_of(numbered: &NumberedRecord) -> StoredPost {

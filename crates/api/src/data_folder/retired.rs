@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use sluice_domain::id::{BootId, InstanceId};
+use sluice_domain::time::UnixMillis;
 
 use super::{BOOTS, DataFolder, FolderError, INSTANCE_ID, InstanceIdentity, JOURNAL, RETIRED};
 use super::{begin_boot_in, file};
@@ -69,20 +70,17 @@ impl RetiredInstance {
     ///
     /// # Errors
     /// [`FolderError::Read`].
-    pub(crate) fn age(&self) -> Result<Duration, FolderError> {
+    pub(crate) fn age(&self, now: UnixMillis) -> Result<Duration, FolderError> {
         // Every start replaces the list.
         let changed = |path: &Path| fs::metadata(path).and_then(|about| about.modified());
-        let changed = changed(&self.path).and_then(|folder| {
-            let boots = changed(&self.path.join(BOOTS)).unwrap_or(folder);
-            Ok(folder.max(boots))
-        });
-        let changed = changed.map_err(|source| FolderError::Read {
+        let folder = changed(&self.path).map_err(|source| FolderError::Read {
             path: self.path.clone(),
             source,
         })?;
-        Ok(SystemTime::now()
-            .duration_since(changed)
-            .unwrap_or_default())
+        let boots = changed(&self.path.join(BOOTS)).unwrap_or(folder);
+        let changed = folder.max(boots).duration_since(SystemTime::UNIX_EPOCH);
+        let now = Duration::from_millis(u64::try_from(now.0).unwrap_or(0));
+        Ok(now.saturating_sub(changed.unwrap_or_default()))
     }
 
     /// Removes it for good.

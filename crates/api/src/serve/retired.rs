@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use sluice_accounting::journal::{self, FolderDisk, Journal};
 use sluice_accounting::{Finish, Identity, LedgerOptions, StartError};
-use sluice_domain::ports::{InstanceState, LedgerStore};
+use sluice_domain::ports::{Clock as _, InstanceState, LedgerStore};
 
 use crate::clock::SystemClock;
 use crate::data_folder::{DataFolder, RetiredInstance};
@@ -58,7 +58,7 @@ async fn look_at(
         );
         return hand_in(instance, store, options, journal_options).await;
     }
-    if instance.age()? >= journal_options.keep {
+    if instance.age(SystemClock.now())? >= journal_options.keep {
         instance.remove()?;
     }
     Ok(())
@@ -102,7 +102,6 @@ async fn hand_in(
 #[cfg(test)]
 mod tests {
     use sluice_accounting::Fsync;
-    use sluice_domain::ports::Clock as _;
     use sluice_storage::{Storage, StorageOptions};
 
     use super::*;
