@@ -115,14 +115,11 @@ impl LocalCounter {
     }
 
     /// Takes over the traffic of the month before, for a month that begins at `from`; what is leased
-    /// for it is not idle before. Does nothing and returns false when the counter is known already.
+    /// for it is not idle before. Returns whether the database has said nothing of the counter yet.
     pub(crate) fn expect_traffic(&mut self, traffic: Traffic, from: UnixMillis) -> bool {
-        if self.balance.is_some() {
-            return false;
-        }
         self.traffic = traffic;
         self.used_at = self.used_at.max(from);
-        true
+        self.balance.is_none()
     }
 
     /// Lets time pass for what is known of the traffic.

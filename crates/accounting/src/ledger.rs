@@ -17,6 +17,10 @@ use crate::inbox::{Inbox, Posting, Waiter};
 use crate::journal::{Journal, JournalError, Slot};
 use crate::lane::{Lane, Written};
 
+/// How long a request waits for an answer of the database that is there and slow.
+const DECISION_WAIT: Duration = Duration::from_secs(5);
+/// How often it looks meanwhile whether it should go on waiting.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Most requests that wait for a lease at a time.
 const MAX_WAITERS: usize = 65_536;
 
@@ -364,7 +368,8 @@ impl Ledger {
     ///
     /// In the steady state neither the database nor the disk is waited for. When the lease is short
     /// the request waits until the writer has taken more. A [`Patience::None`] is answered as soon as
-    /// the database has, [`Patience::QuotaWait`] waits up to `quota_wait` for room that others hold.
+    /// the database has, [`Patience::QuotaWait`] waits up to `quota_wait` for room that others hold. A
+    /// database that is slow has some seconds for its answer.
     ///
     /// # Errors
     /// [`Refusal`]; nothing is held then and nothing is recorded.
@@ -470,7 +475,7 @@ impl Ledger {
         if let Some(no_room) = find_refused(account, open, now) {
             return Err(Refusal::Spent(no_room));
         }
-        let (reply, answer) = oneshot::channel();
+        let (reply, mut answer) = oneshot::channel();
         let held = Arc::<Mutex<Option<NoRoom>>>::default();
         {
             let mut inbox = shared.inbox.lock();
@@ -495,16 +500,19 @@ impl Ledger {
             desk: &account.desk,
         };
         shared.urgent.notify_one();
-        let deadline = Instant::now() + shared.options.quota_wait;
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_writer_is_gone)) => Err(Refusal::Closed),
-            Err(_elapsed) => match *held.lock() {
-                _ if !shared.is_database_up.load(Ordering::Relaxed) => Err(Refusal::Unavailable),
-                Some(no_room) => Err(Refusal::Held(no_room)),
-                // Nobody has asked the database yet: it is slower than the wait.
-                None => Err(Refusal::Unavailable),
-            },
+        let begun = Instant::now();
+        let mut deadline = begun + shared.options.quota_wait;
+        loop {
+            if let Ok(answered) = tokio::time::timeout_at(deadline, &mut answer).await {
+                return answered.unwrap_or(Err(Refusal::Closed));
+            }
+            let is_up = shared.is_database_up.load(Ordering::Relaxed);
+            match *held.lock() {
+                Some(no_room) if is_up => return Err(Refusal::Held(no_room)),
+                // The database was not asked yet: it has more to do than it does in that time.
+                None if is_up && deadline < begun + DECISION_WAIT => deadline += LOOK_AGAIN,
+                _ => return Err(Refusal::Unavailable),
+            }
         }
     }
 }

@@ -17,8 +17,8 @@ const AHEAD: i64 = 15 * 60 * 1_000;
 const AT_ONCE: usize = 256;
 
 impl Writer {
-    /// Leases for the next month what the traffic of the one that is about to end asks for. Once per
-    /// counter: near a cap there is nothing ahead.
+    /// Leases for the next month what the traffic of the one that is about to end asks for. What that
+    /// becomes until then is topped up as any other lease.
     pub(super) async fn lease_ahead(&mut self) -> Result<(), Stop> {
         if self.mode == PostMode::Late || !self.shared.is_database_up.load(Ordering::Relaxed) {
             return Ok(());
@@ -41,8 +41,7 @@ impl Writer {
             for (key, ends_at, traffic) in ending {
                 let month = key.month.next();
                 let next = CounterKey { month, ..key };
-                // What the database has answered once is not asked for again.
-                if wanted.len() < AT_ONCE && book.entry(next).expect_traffic(traffic, ends_at) {
+                if book.entry(next).expect_traffic(traffic, ends_at) && wanted.len() < AT_ONCE {
                     wanted.insert(next);
                 }
             }

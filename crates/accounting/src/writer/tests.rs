@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicI64};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64};
 use std::task::Poll;
 
 use async_trait::async_trait;
@@ -25,6 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 struct Store {
     is_up: AtomicBool,
+    /// How long it takes to move leases, in milliseconds.
+    takes: AtomicU64,
     row: Mutex<InstanceRow>,
     leases: Mutex<BTreeMap<CounterKey, Amounts>>,
 }
@@ -118,6 +120,7 @@ impl LedgerStore for Store {
         policy: &LeasePolicy<'_>,
         _now: UnixMillis,
     ) -> Result<Vec<LockedCounter>, StoreError> {
+        tokio::time::sleep(Duration::from_millis(self.takes.load(Ordering::SeqCst))).await;
         self.pass(guard)?;
         let mut leases = self.leases.lock();
         let mut rows: Vec<LockedCounter> = counters
@@ -244,6 +247,7 @@ fn begun_away_with(
     drop(journal);
     let store = Arc::new(Store {
         is_up: AtomicBool::new(false),
+        takes: AtomicU64::new(0),
         row: Mutex::new(InstanceRow {
             boot_id: boot(1),
             seq: 7,
@@ -415,11 +419,27 @@ async fn leases_of_the_next_month_are_taken_before_it_begins_and_kept() {
     let moves = ledger.stats().lease_moves();
     writer.lease_ahead().await.unwrap();
     assert_eq!(ledger.stats().lease_moves(), moves, "it is taken once");
+    {
+        let desk = ledger.shared.desks.get_or_make(payer().tenant_id);
+        let mut book = desk.book.lock();
+        let leased = ScopeSet::default().with(ScopeKind::Tenant);
+        let bound = Amounts::tokens(600);
+        book.hold(payer(), month(), leased, bound, period.starts_at)
+            .unwrap();
+    }
+    set_time(period.ends_at.0 - 13 * 60_000);
+    writer.lease_ahead().await.unwrap();
+    writer.top_up().await.unwrap();
+    assert_eq!(
+        of_next(),
+        Some(Amounts::tokens(1_000)),
+        "traffic that comes up in the last minutes is expected too"
+    );
     set_time(period.ends_at.0 - 1);
     writer.return_idle().await.unwrap();
     assert_eq!(
         of_next(),
-        Some(Amounts::tokens(400)),
+        Some(Amounts::tokens(1_000)),
         "it is not idle before its month"
     );
     set_time(period.ends_at.0 + 11 * 60_000);
@@ -548,6 +568,30 @@ async fn what_comes_free_is_given_to_who_waits_while_the_database_is_away() {
     assert!(began.elapsed() < Duration::from_millis(600));
     assert_eq!(free(&ledger), LEASED - 200 - 1_000);
     assert!(!ledger.is_claimed());
+    running.abort();
+    writing.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_database_that_is_slow_has_some_seconds_to_say_what_there_is() {
+    let (_folder, store, _clock, ledger, writer) = begun_away();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
+    store.is_up.store(true, Ordering::SeqCst);
+    wait_for_claim(&ledger).await;
+    let account = account_away(&ledger);
+
+    store.takes.store(3_000, Ordering::SeqCst);
+    let held = ask(&ledger, &lane, &account, LEASED + 1).await;
+    assert!(held.is_ok(), "{held:?}");
+
+    store.takes.store(9_000, Ordering::SeqCst);
+    let began = Instant::now();
+    let refused = ask(&ledger, &lane, &account, 10 * CAP).await;
+    assert!(matches!(refused, Err(Refusal::Unavailable)), "{refused:?}");
+    let took = began.elapsed();
+    assert!((4_900..5_200).contains(&took.as_millis()), "{took:?}");
     running.abort();
     writing.abort();
 }
