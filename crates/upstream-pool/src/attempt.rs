@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
-use http::response::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use sluice_domain::time::UnixMillis;
 use tokio::time::Instant;
 
 use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
-use crate::client::{Patience, Reply, RequestBody};
+use crate::client::{Patience, Reply};
 use crate::demo;
 use crate::dispatch::{AnswerKind, Call, Dispatcher};
 use crate::error::{Cause, ErrorClass, ProviderFault, Refusal, SendStage};
@@ -149,29 +148,30 @@ impl<'a> Attempt<'a> {
             head: deadlines.first_event.min(deadlines.total),
         };
         let Reply {
-            response,
+            status,
+            headers,
+            first,
             lease,
             sent_at,
         } = self
             .dispatcher
             .connections()
-            .exchange(&address.origin, request, patience)
+            .exchange(&address.origin, &request, patience)
             .await
             .map_err(|error| Failure::new(error.class(), error.stage(), error.into_cause()))?;
-        self.head = Some((response.status(), Instant::now()));
-        let (parts, incoming) = response.into_parts();
-        let wire = Wire::new(incoming, lease, deadlines.idle, sent_at + deadlines.total);
-        self.read_answer(parts, wire, sent_at).await
+        self.head = Some((status, Instant::now()));
+        let wire = Wire::new(first, lease, deadlines.idle, sent_at + deadlines.total);
+        let answer = AnswerHead { status, headers };
+        self.read_answer(answer, wire, sent_at).await
     }
 
-    fn request(&self, address: &Address, body: Bytes) -> Request<RequestBody> {
+    fn request(&self, address: &Address, body: Bytes) -> Request<Bytes> {
         let headers = self.lane.key.headers.of_request(
             self.dispatcher.user_agent(),
             self.call.streams,
-            body.len(),
             self.call.headers,
         );
-        let mut request = Request::new(RequestBody::new(body));
+        let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
         *request.uri_mut() = address.uri(self.call.endpoint).clone();
         *request.headers_mut() = headers;
@@ -180,19 +180,15 @@ impl<'a> Attempt<'a> {
 
     async fn read_answer(
         &self,
-        parts: Parts,
+        answer: AnswerHead,
         wire: Wire,
         sent_at: Instant,
     ) -> Result<Outcome, Box<Failure>> {
-        let status = parts.status;
+        let status = answer.status;
         let AnswerHeaders {
             is_event_stream,
             is_encoded,
-        } = AnswerHeaders::read(&parts.headers);
-        let answer = AnswerHead {
-            status,
-            headers: parts.headers,
-        };
+        } = AnswerHeaders::read(&answer.headers);
         if status.as_u16() >= 400 {
             return Err(self.read_refusal(is_encoded, answer, wire).await);
         }

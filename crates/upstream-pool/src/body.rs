@@ -1,15 +1,15 @@
 //! The body of an answer: bytes under deadlines.
 
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Instant, timeout};
 
-use crate::client::Lease;
+use crate::client::{Lease, WireError};
 use crate::demo::stream::DemoStream;
 use crate::error::{Cause, ErrorClass};
 
@@ -80,7 +80,8 @@ enum Source {
 pub(crate) struct Wire {
     /// The connection; `None` once the answer is over.
     lease: Option<Lease>,
-    incoming: Incoming,
+    /// What came with the head.
+    first: Bytes,
     /// Since when the reader has been waiting; `None` when bytes came last.
     waiting_since: Option<Instant>,
     idle: Duration,
@@ -88,15 +89,10 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(
-        incoming: Incoming,
-        lease: Lease,
-        idle: Duration,
-        total_due: Instant,
-    ) -> Self {
+    pub(crate) fn new(first: Bytes, lease: Lease, idle: Duration, total_due: Instant) -> Self {
         let mut wire = Self {
             lease: Some(lease),
-            incoming,
+            first,
             waiting_since: None,
             idle,
             total_due,
@@ -112,11 +108,13 @@ impl Wire {
 
     /// Returns whether nothing more comes.
     pub(crate) const fn is_at_end(&self) -> bool {
-        self.lease.is_none()
+        self.lease.is_none() && self.first.is_empty()
     }
 
+    /// Returns how many bytes are still to come, where that is known.
     pub(crate) fn exact_length(&self) -> Option<u64> {
-        self.incoming.size_hint().exact()
+        let unread = self.lease.as_ref().map_or(Some(0), Lease::left)?;
+        unread.checked_add(self.first.len() as u64)
     }
 
     /// Returns the next bytes; never an empty chunk.
@@ -172,77 +170,48 @@ impl Wire {
         }
     }
 
-    /// Takes what the connection has read, else lets it read.
     fn poll_data(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
-        let mut item = self.take_data();
-        if item.is_pending() {
-            let Some(lease) = &mut self.lease else {
-                return Poll::Ready(None);
-            };
-            lease.drive();
-            item = self.take_data();
+        if !self.first.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.first))));
         }
-        match &item {
-            Poll::Pending => {
-                if let Some(lease) = &self.lease {
-                    lease.wait(cx);
-                }
-            }
-            Poll::Ready(Some(Ok(_))) => self.give_back_at_end(),
-            Poll::Ready(None) => self.give_back(),
+        let Some(lease) = &mut self.lease else {
+            return Poll::Ready(None);
+        };
+        let item = ready!(lease.poll_data(cx));
+        if let Some(Err(error)) = item {
             // It cannot be used again.
-            Poll::Ready(Some(Err(_))) => self.lease = None,
+            self.lease = None;
+            return Poll::Ready(Some(Err(classify(error))));
         }
-        item
-    }
-
-    fn take_data(&mut self) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
-        // The connection works only inside `poll_data`, so nobody needs to be told that it has read.
-        let mut unheard = Context::from_waker(Waker::noop());
-        loop {
-            match ready!(Pin::new(&mut self.incoming).poll_frame(&mut unheard)) {
-                None => return Poll::Ready(None),
-                Some(Err(error)) => return Poll::Ready(Some(Err(classify(error)))),
-                Some(Ok(frame)) => match frame.into_data() {
-                    Ok(data) if !data.is_empty() => return Poll::Ready(Some(Ok(data))),
-                    // An empty chunk, or trailers, which mean nothing here.
-                    Ok(_) | Err(_) => {}
-                },
-            }
-        }
+        self.give_back_at_end();
+        Poll::Ready(item.map(|data| data.map_err(classify)))
     }
 
     fn give_back_at_end(&mut self) {
-        if self.incoming.is_end_stream() {
-            self.give_back();
-        }
-    }
-
-    fn give_back(&mut self) {
-        if let Some(lease) = self.lease.take() {
+        if let Some(lease) = self.lease.take_if(|lease| lease.is_at_end()) {
             lease.give_back();
         }
     }
 }
 
 /// Tells an early end from a broken connection from broken framing.
-fn classify(error: hyper::Error) -> UpstreamBodyError {
-    let io = std::error::Error::source(&error)
-        .and_then(|source| source.downcast_ref::<std::io::Error>())
-        .map(std::io::Error::kind);
-    if error.is_incomplete_message() || io == Some(std::io::ErrorKind::UnexpectedEof) {
-        UpstreamBodyError::Cut(error.into())
-    } else if io.is_some_and(|kind| {
-        kind != std::io::ErrorKind::InvalidData && kind != std::io::ErrorKind::InvalidInput
-    }) || error.is_closed()
-        || error.is_canceled()
-    {
-        UpstreamBodyError::Reset(error.into())
-    } else {
-        UpstreamBodyError::Protocol(error.into())
+fn classify(error: WireError) -> UpstreamBodyError {
+    let cause = match error {
+        WireError::Closed => return UpstreamBodyError::Cut(error.into()),
+        WireError::Protocol(_) => return UpstreamBodyError::Protocol(error.into()),
+        WireError::Failed(ref cause) => cause.kind(),
+    };
+    match cause {
+        // An encrypted connection that ended without saying so.
+        io::ErrorKind::UnexpectedEof => UpstreamBodyError::Cut(error.into()),
+        // Bytes that cannot be decrypted.
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput => {
+            UpstreamBodyError::Protocol(error.into())
+        }
+        _ => UpstreamBodyError::Reset(error.into()),
     }
 }
 
@@ -396,7 +365,9 @@ impl Body for UpstreamBody {
     fn size_hint(&self) -> SizeHint {
         let read = self.prefix.len() as u64;
         let mut hint = match &self.source {
-            Source::Wire(wire) => wire.incoming.size_hint(),
+            Source::Wire(wire) => wire
+                .exact_length()
+                .map_or_else(SizeHint::new, SizeHint::with_exact),
             Source::Demo(_) => SizeHint::new(),
             Source::Ended => SizeHint::with_exact(0),
         };

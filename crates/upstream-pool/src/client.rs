@@ -2,10 +2,9 @@
 
 mod connection;
 mod connector;
+mod http1;
 mod origin;
 mod pool;
-mod request_body;
-mod signal;
 mod stream;
 
 use std::fmt;
@@ -13,8 +12,8 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
-use hyper::body::Incoming;
+use bytes::Bytes;
+use http::{HeaderMap, Request, StatusCode};
 use rustls::ClientConfig;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
@@ -24,10 +23,10 @@ use crate::tls;
 
 use self::connection::{Answered, Connection, SendFailure};
 use self::connector::ConnectError;
+use self::http1::ProtocolError;
 pub(crate) use self::origin::Origin;
 use self::pool::Pool;
 pub(crate) use self::pool::{Lease, PoolOptions};
-pub(crate) use self::request_body::RequestBody;
 
 /// The connections of one worker thread.
 pub(crate) struct Connections {
@@ -50,7 +49,11 @@ impl fmt::Debug for Connections {
 /// The head of an answer, and the connection on which its body comes.
 #[derive(Debug)]
 pub(crate) struct Reply {
-    pub(crate) response: Response<Incoming>,
+    pub(crate) status: StatusCode,
+    /// Those headers that somebody reads.
+    pub(crate) headers: HeaderMap,
+    /// What of the body came with the head.
+    pub(crate) first: Bytes,
     pub(crate) lease: Lease,
     /// When the request was sent.
     pub(crate) sent_at: Instant,
@@ -78,8 +81,8 @@ impl Connections {
         Self::new(self.pool.options(), Arc::clone(&self.tls_config))
     }
 
-    /// Sends a request in origin form, with a `host`, and waits for the head of its answer.
-    /// Redirects are never followed.
+    /// Sends a request in origin form, with a `host` and without the length of its body, and waits
+    /// for the head of its answer. Redirects are never followed.
     ///
     /// A server may close an idle connection at any time. A request that meets such a connection
     /// and was not begun to be sent goes over another one, in the end over a new one.
@@ -92,7 +95,7 @@ impl Connections {
     pub(crate) async fn exchange(
         &self,
         origin: &Origin,
-        mut request: Request<RequestBody>,
+        request: &Request<Bytes>,
         patience: Patience,
     ) -> Result<Reply, ExchangeError> {
         let shelf = self.pool.shelf(origin);
@@ -106,19 +109,24 @@ impl Connections {
             };
             let mut lease = Lease::new(connection, Arc::clone(&shelf));
             match lease.connection().send(request, patience.head).await {
-                Ok(Answered { response, sent_at }) => {
+                Ok(Answered {
+                    status,
+                    headers,
+                    first,
+                    sent_at,
+                }) => {
                     return Ok(Reply {
-                        response,
+                        status,
+                        headers,
+                        first,
                         lease,
                         sent_at,
                     });
                 }
-                Err(SendFailure::Unsent(unsent, error)) => {
-                    if is_new {
-                        return Err(ExchangeError::Unsent(error));
-                    }
-                    request = *unsent;
+                Err(SendFailure::Unsent(error)) if is_new => {
+                    return Err(ExchangeError::Unsent(error));
                 }
+                Err(SendFailure::Unsent(_)) => {}
                 Err(SendFailure::Broken(error)) => return Err(ExchangeError::Broken(error)),
                 Err(SendFailure::TimedOut) => return Err(ExchangeError::NoHead),
             }
@@ -142,9 +150,7 @@ impl Connections {
             .await
             .map_err(ExchangeError::Connect)?;
         self.pool.keep_tidy();
-        Connection::begin(stream)
-            .await
-            .map_err(ExchangeError::Unsent)
+        Ok(Connection::new(stream))
     }
 }
 
@@ -152,6 +158,18 @@ async fn load_tls_config() -> io::Result<Arc<ClientConfig>> {
     tokio::task::spawn_blocking(tls::load_client_config)
         .await
         .map_err(io::Error::other)?
+}
+
+/// Why a connection is of no more use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WireError {
+    /// There were to be more bytes.
+    #[error("the connection was closed by the other end")]
+    Closed,
+    #[error("the connection failed")]
+    Failed(#[source] io::Error),
+    #[error("the protocol was broken")]
+    Protocol(#[from] ProtocolError),
 }
 
 /// Why no head of an answer came.
@@ -162,9 +180,9 @@ pub(crate) enum ExchangeError {
     #[error("no connection could be opened")]
     Connect(#[source] ConnectError),
     #[error("the connection ended before the request was sent")]
-    Unsent(#[source] hyper::Error),
+    Unsent(#[source] WireError),
     #[error("the connection ended before the head of an answer came")]
-    Broken(#[source] hyper::Error),
+    Broken(#[source] WireError),
     #[error("no head of an answer came in time")]
     NoHead,
 }
@@ -176,7 +194,7 @@ impl ExchangeError {
             Self::NoRootCertificates(_) => ErrorClass::Internal,
             Self::Connect(ConnectError::TimedOut(_)) | Self::NoHead => ErrorClass::Timeout,
             Self::Connect(_) => ErrorClass::Connect,
-            Self::Broken(error) if error.is_parse() => ErrorClass::Protocol,
+            Self::Broken(WireError::Protocol(_)) => ErrorClass::Protocol,
             // Nothing of the answer is here that could have been cut.
             Self::Unsent(_) | Self::Broken(_) => ErrorClass::Reset,
         }

@@ -1,8 +1,8 @@
 //! Which headers pass, in both directions. Everything else stays behind.
 
 use http::header::{
-    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderMap,
-    HeaderName, HeaderValue, RETRY_AFTER, USER_AGENT,
+    ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
+    HeaderValue, RETRY_AFTER, USER_AGENT,
 };
 
 /// The headers of a client that an upstream gets to see.
@@ -39,16 +39,15 @@ pub(crate) struct PreparedHeaders {
 
 impl PreparedHeaders {
     pub(crate) fn new(host: &HeaderValue, credential: Option<(HeaderName, HeaderValue)>) -> Self {
-        // Seven here, and one or two of the client; one power of two above, so that nothing is
+        // Six here, and one or two of the client; one power of two above, so that nothing is
         // moved later.
         let mut headers = HeaderMap::with_capacity(12);
         headers.insert(HOST, host.clone());
         if let Some((name, value)) = credential {
             headers.insert(name, value);
         }
-        // These two are set in each request; a copy has no room for more than it was made with.
+        // It is set in each request; a copy has no room for more than it was made with.
         headers.insert(USER_AGENT, HeaderValue::from_static(""));
-        headers.insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
         headers.insert(ACCEPT, JSON);
         headers.insert(ACCEPT_ENCODING, IDENTITY);
         headers.insert(CONTENT_TYPE, JSON);
@@ -65,7 +64,6 @@ impl PreparedHeaders {
         &self,
         user_agent: &HeaderValue,
         streams: bool,
-        body_bytes: usize,
         from_client: &HeaderMap,
     ) -> HeaderMap {
         let prepared = if streams {
@@ -75,7 +73,6 @@ impl PreparedHeaders {
         };
         let mut headers = prepared.clone();
         headers.insert(USER_AGENT, user_agent.clone());
-        headers.insert(CONTENT_LENGTH, HeaderValue::from(body_bytes));
         for name in &FORWARDED {
             for value in from_client.get_all(name) {
                 headers.append(name.clone(), value.clone());
@@ -88,6 +85,18 @@ impl PreparedHeaders {
     pub(crate) const fn for_document(&self) -> &HeaderMap {
         &self.for_document
     }
+}
+
+/// Returns whether somebody reads a header of an answer, by its name in whichever case.
+pub(crate) fn is_of_interest(name: &str) -> bool {
+    let is_limit = name
+        .get(..LIMIT_PREFIX.len())
+        .is_some_and(|prefix| prefix.eq_ignore_ascii_case(LIMIT_PREFIX));
+    is_limit
+        || LET_THROUGH
+            .iter()
+            .chain([&CONTENT_ENCODING, &REQUEST_ID])
+            .any(|known| known.as_str().eq_ignore_ascii_case(name))
 }
 
 /// What the headers of an answer say.

@@ -13,7 +13,7 @@ use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
 use tokio::time::{Instant, timeout};
 
 use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
-use crate::client::{ExchangeError, Origin, Patience, RequestBody};
+use crate::client::{ExchangeError, Origin, Patience, Reply};
 use crate::dispatch::Dispatcher;
 use crate::error::{Cause, ErrorClass};
 use crate::fault::read_fault;
@@ -187,7 +187,7 @@ impl Dispatcher {
         if let Some(key) = key {
             headers.insert(AUTHORIZATION, bearer(key).ok_or(ProbeError::UnusableKey)?);
         }
-        let mut request = Request::new(RequestBody::new(Bytes::new()));
+        let mut request = Request::new(Bytes::new());
         *request.method_mut() = Method::GET;
         *request.uri_mut() = uri_below(base, "/models").ok_or(ProbeError::NoBaseUrl)?;
         *request.headers_mut() = headers;
@@ -198,9 +198,14 @@ impl Dispatcher {
             connect,
             head: PATIENCE,
         };
-        let reply = self
+        let Reply {
+            status,
+            first,
+            lease,
+            ..
+        } = self
             .connections()
-            .exchange(&destination, request, patience)
+            .exchange(&destination, &request, patience)
             .await
             .map_err(|error| match (error.class(), error) {
                 (_, ExchangeError::NoRootCertificates(source)) => {
@@ -216,13 +221,12 @@ impl Dispatcher {
                     source: error.into_cause(),
                 },
             })?;
-        let (parts, incoming) = reply.response.into_parts();
-        let wire = Wire::new(incoming, reply.lease, PATIENCE, begun + PATIENCE);
+        let wire = Wire::new(first, lease, PATIENCE, begun + PATIENCE);
         match UpstreamBody::wire(Bytes::new(), wire)
             .collect(MAX_LIST_BYTES)
             .await
         {
-            Ok(body) => Ok((parts.status, body)),
+            Ok(body) => Ok((status, body)),
             Err(UpstreamBodyError::Idle | UpstreamBodyError::Total) => {
                 Err(ProbeError::TimedOut { origin: origin() })
             }

@@ -48,7 +48,7 @@ pub(super) async fn open(
         let tcp = dial(origin).await?;
         set_options(&tcp).map_err(ConnectError::Tcp)?;
         match tls {
-            None => Ok(Stream::plain(tcp)),
+            None => Ok(Stream::Plain(tcp)),
             Some(config) => encrypt(origin, config, tcp)
                 .await
                 .map_err(ConnectError::Tls),
@@ -70,7 +70,7 @@ async fn encrypt(origin: &Origin, config: Arc<ClientConfig>, tcp: TcpStream) -> 
         .map_err(io::Error::other)?
         .to_owned();
     let tls = TlsConnector::from(config).connect(name, tcp).await?;
-    Ok(Stream::encrypted(tls))
+    Ok(Stream::Encrypted(Box::new(tls)))
 }
 
 /// Opens a TCP connection to the first address that takes it; the family of the first address has

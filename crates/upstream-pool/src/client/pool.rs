@@ -7,10 +7,12 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
+use super::WireError;
 use super::connection::Connection;
 use super::origin::Origin;
 
@@ -89,10 +91,10 @@ impl Pool {
     }
 
     /// Drops what is old or closed, and shelves that are no longer used.
-    fn sweep(&self) {
+    fn sweep(&self, cx: &mut Context<'_>) {
         self.shelves.lock().retain(|_, shelf| {
             // Nobody can get hold of a shelf meanwhile other than through this map.
-            shelf.sweep() > 0 || Arc::strong_count(shelf) > 1
+            shelf.sweep(cx) > 0 || Arc::strong_count(shelf) > 1
         });
     }
 }
@@ -105,7 +107,7 @@ async fn sweep_for_ever(pool: Weak<Pool>, period: Duration) {
         };
         // The waker of a task stays the same as long as the task lives.
         pool.janitor.waker.get_or_init(|| cx.waker().clone());
-        pool.sweep();
+        pool.sweep(cx);
         while tick.as_mut().poll(cx).is_ready() {
             tick.as_mut().reset(Instant::now() + period);
         }
@@ -115,56 +117,51 @@ async fn sweep_for_ever(pool: Weak<Pool>, period: Duration) {
 }
 
 impl Shelf {
-    /// Takes the connection that was used last, if one can still be used.
+    /// Takes the connection that was used last, if that is not too long ago. Its peer may have
+    /// closed it in the meantime.
     pub(super) fn take(&self) -> Option<Box<Connection>> {
-        loop {
-            let mut connection = self.idle.lock().pop()?;
-            if connection.idle_since.elapsed() >= self.options.idle_timeout {
-                // Those below are older still.
-                let old = std::mem::take(&mut *self.idle.lock());
-                drop(old);
-                return None;
-            }
-            if connection.is_free() {
-                return Some(connection);
-            }
+        let connection = self.idle.lock().pop()?;
+        if connection.idle_since.elapsed() < self.options.idle_timeout {
+            return Some(connection);
         }
+        // Those below are older still.
+        let old = std::mem::take(&mut *self.idle.lock());
+        drop(old);
+        None
     }
 
     /// Keeps a connection for the next request, or closes it when it cannot be used again.
     fn put(&self, mut connection: Box<Connection>) {
-        if !connection.is_free_again() {
+        if !connection.is_free() {
             return;
         }
         connection.idle_since = Instant::now();
         let mut idle = self.idle.lock();
-        if idle.len() < self.options.max_idle_per_host {
-            self.janitor.watch_over(&connection);
+        if idle.len() < self.options.max_idle_per_host && self.janitor.watches(&mut connection) {
             idle.push(connection);
         }
     }
 
     /// Drops what is old or closed and returns how many connections are left.
-    fn sweep(&self) -> usize {
+    fn sweep(&self, cx: &mut Context<'_>) -> usize {
         let now = Instant::now();
         let mut idle = self.idle.lock();
         idle.retain_mut(|connection| {
-            let is_kept = now.duration_since(connection.idle_since) < self.options.idle_timeout
-                && connection.is_free();
-            if is_kept {
-                self.janitor.watch_over(connection);
-            }
-            is_kept
+            now.duration_since(connection.idle_since) < self.options.idle_timeout
+                && connection.poll_unasked(cx).is_pending()
         });
         idle.len()
     }
 }
 
 impl Janitor {
-    fn watch_over(&self, connection: &Connection) {
-        if let Some(waker) = self.waker.get() {
-            connection.wake_on_event(waker);
-        }
+    /// Has the janitor woken when something happens on a connection; returns `false` when that is
+    /// the case already.
+    fn watches(&self, connection: &mut Connection) -> bool {
+        // A janitor that has not begun looks through all connections when it does.
+        let waker = self.waker.get().map_or(Waker::noop(), |waker| waker);
+        let mut cx = Context::from_waker(waker);
+        connection.poll_unasked(&mut cx).is_pending()
     }
 }
 
@@ -185,14 +182,22 @@ impl Lease {
         &mut self.connection
     }
 
-    /// Lets the connection work, if there is something to do.
-    pub(crate) fn drive(&mut self) {
-        self.connection.drive();
+    /// Returns the next bytes of the answer, never an empty piece; `None` at its end.
+    pub(crate) fn poll_data(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Bytes, WireError>>> {
+        self.connection.poll_data(cx)
     }
 
-    /// Wakes the task when there is something to do.
-    pub(crate) fn wait(&self, cx: &Context<'_>) {
-        self.connection.wait(cx);
+    /// Returns whether the answer was read to its end.
+    pub(crate) const fn is_at_end(&self) -> bool {
+        self.connection.is_at_end()
+    }
+
+    /// Returns how many bytes of the answer are still to be read, where that is known.
+    pub(crate) const fn left(&self) -> Option<u64> {
+        self.connection.left()
     }
 
     /// Returns ready once `due` has passed. `due` may differ from call to call.

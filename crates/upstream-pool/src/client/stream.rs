@@ -1,86 +1,59 @@
 //! The bytes of a connection, encrypted or not.
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use hyper::rt::{Read, ReadBufCursor, Write};
-use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 /// An open connection.
 #[derive(Debug)]
 pub(super) enum Stream {
-    Plain(TokioIo<TcpStream>),
+    Plain(TcpStream),
     /// Boxed, because its state is large and plain connections should not carry it.
-    Encrypted(Box<TokioIo<TlsStream<TcpStream>>>),
+    Encrypted(Box<TlsStream<TcpStream>>),
 }
 
 impl Stream {
-    pub(super) fn plain(tcp: TcpStream) -> Self {
-        Self::Plain(TokioIo::new(tcp))
-    }
-
-    pub(super) fn encrypted(tls: TlsStream<TcpStream>) -> Self {
-        Self::Encrypted(Box::new(TokioIo::new(tls)))
-    }
-}
-
-impl Read for Stream {
-    fn poll_read(
-        self: Pin<&mut Self>,
+    pub(super) fn poll_read(
+        &mut self,
         cx: &mut Context<'_>,
-        buffer: ReadBufCursor<'_>,
+        buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_read(cx, buffer),
-            Self::Encrypted(io) => Pin::new(io).poll_read(cx, buffer),
-        }
-    }
-}
-
-impl Write for Stream {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write(cx, bytes),
-            Self::Encrypted(io) => Pin::new(io).poll_write(cx, bytes),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_flush(cx),
-            Self::Encrypted(io) => Pin::new(io).poll_flush(cx),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_shutdown(cx),
-            Self::Encrypted(io) => Pin::new(io).poll_shutdown(cx),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
         match self {
-            Self::Plain(io) => io.is_write_vectored(),
-            Self::Encrypted(io) => io.is_write_vectored(),
+            Self::Plain(tcp) => Pin::new(tcp).poll_read(cx, buffer),
+            Self::Encrypted(tls) => Pin::new(tls).poll_read(cx, buffer),
         }
     }
 
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
+    /// Writes one piece, or the beginning of two.
+    pub(super) fn poll_write(
+        &mut self,
         cx: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
+        pieces: &[IoSlice<'_>; 2],
     ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(io) => Pin::new(io).poll_write_vectored(cx, pieces),
-            Self::Encrypted(io) => Pin::new(io).poll_write_vectored(cx, pieces),
+        match self {
+            Self::Plain(tcp) if pieces[1].is_empty() => Pin::new(tcp).poll_write(cx, &pieces[0]),
+            Self::Plain(tcp) => Pin::new(tcp).poll_write_vectored(cx, pieces),
+            Self::Encrypted(tls) if pieces[1].is_empty() => {
+                Pin::new(tls).poll_write(cx, &pieces[0])
+            }
+            Self::Encrypted(tls) => Pin::new(tls).poll_write_vectored(cx, pieces),
         }
+    }
+
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            // What was written is with the system.
+            Self::Plain(_) => Poll::Ready(Ok(())),
+            Self::Encrypted(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    /// Returns whether a write that fails has sent nothing.
+    pub(super) const fn writes_at_once(&self) -> bool {
+        matches!(self, Self::Plain(_))
     }
 }
