@@ -118,8 +118,11 @@ impl Connection {
                         (Err(error), _) => Err(SendFailure::Broken(error)),
                     });
                 }
+            } else if let Some(error) = self.stream.find_unasked() {
+                // An idle connection is closed by its peer at any time, and what comes before a
+                // request is no answer to it.
+                return Poll::Ready(Err(SendFailure::Unsent(error)));
             } else if let Poll::Ready(error) = self.poll_unasked(cx) {
-                // An idle connection is closed by its peer at any time.
                 return Poll::Ready(Err(SendFailure::Unsent(error)));
             }
             // The read above wakes the task for what comes from now on.

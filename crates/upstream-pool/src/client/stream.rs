@@ -1,12 +1,17 @@
 //! The bytes of a connection, encrypted or not.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+use super::WireError;
+use super::http1::ProtocolError;
 
 /// An open connection.
 #[derive(Debug)]
@@ -49,6 +54,22 @@ impl Stream {
             // What was written is with the system.
             Self::Plain(_) => Poll::Ready(Ok(())),
             Self::Encrypted(tls) => Pin::new(tls).poll_flush(cx),
+        }
+    }
+
+    /// Returns why a connection on which nothing is awaited cannot be used, if that is so. This asks
+    /// the system itself: the runtime hears of what has come only when it has nothing else to do.
+    pub(super) fn find_unasked(&self) -> Option<WireError> {
+        let (tcp, is_encrypted) = match self {
+            Self::Plain(tcp) => (tcp, false),
+            Self::Encrypted(tls) => (tls.get_ref().0, true),
+        };
+        match SockRef::from(tcp).peek(&mut [MaybeUninit::uninit()]) {
+            Ok(0) => Some(WireError::Closed),
+            // Messages of TLS itself may come at any time.
+            Ok(_) => (!is_encrypted).then_some(WireError::Protocol(ProtocolError::Unasked)),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            Err(error) => Some(WireError::Failed(error)),
         }
     }
 

@@ -1,5 +1,6 @@
-//! Encrypted connections, against a server whose certificate only these tests trust, and requests
-//! that meet a closed connection.
+//! Encrypted connections, against a server whose certificate only these tests trust.
+
+mod wire;
 
 use std::net::SocketAddr;
 
@@ -14,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
-use crate::body::{UpstreamBody, Wire};
+use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
 
 /// For `localhost`, signed by itself, valid until 2126.
 const CERTIFICATE: &[u8] = include_bytes!("testdata/localhost.certificate.der");
@@ -38,9 +39,7 @@ fn trusting(roots: RootCertStore) -> Connections {
     )
 }
 
-/// Starts a server that answers each request on an encrypted connection with the number of that
-/// connection.
-async fn start_server() -> SocketAddr {
+fn acceptor() -> TlsAcceptor {
     let certificate = CertificateDer::from(CERTIFICATE.to_vec());
     let key = PrivateKeyDer::try_from(KEY.to_vec()).unwrap();
     let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -49,7 +48,19 @@ async fn start_server() -> SocketAddr {
         .with_no_client_auth()
         .with_single_cert(vec![certificate], key)
         .unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn trusting_the_server() -> Connections {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(CERTIFICATE)).unwrap();
+    trusting(roots)
+}
+
+/// Starts a server that answers each request on an encrypted connection with the number of that
+/// connection.
+async fn start_server() -> SocketAddr {
+    let acceptor = acceptor();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {
@@ -74,11 +85,31 @@ async fn start_server() -> SocketAddr {
     address
 }
 
-fn request() -> Request<Bytes> {
+fn request(body: impl Into<Bytes>) -> Request<Bytes> {
     Request::post(Uri::from_static("/v1/x"))
         .header(HOST, HeaderValue::from_static("localhost"))
-        .body(Bytes::from_static(b"{}"))
+        .body(body.into())
         .unwrap()
+}
+
+async fn send(
+    connections: &Connections,
+    base: &str,
+    body: impl Into<Bytes>,
+) -> Result<Reply, ExchangeError> {
+    let origin = Origin::new(&base.parse().unwrap()).unwrap();
+    let patience = Patience {
+        connect: LONG,
+        head: LONG,
+    };
+    connections
+        .exchange(&origin, &request(body), patience)
+        .await
+}
+
+fn body_of(reply: Reply) -> UpstreamBody {
+    let wire = Wire::new(reply.first, reply.lease, LONG, Instant::now() + LONG);
+    UpstreamBody::wire(Bytes::new(), wire)
 }
 
 async fn ask(
@@ -87,22 +118,13 @@ async fn ask(
     server: SocketAddr,
 ) -> Result<Bytes, ExchangeError> {
     let base = format!("https://{host}:{}", server.port());
-    let origin = Origin::new(&base.parse().unwrap()).unwrap();
-    let patience = Patience {
-        connect: LONG,
-        head: LONG,
-    };
-    let reply = connections.exchange(&origin, &request(), patience).await?;
-    let wire = Wire::new(reply.first, reply.lease, LONG, Instant::now() + LONG);
-    let body = UpstreamBody::wire(Bytes::new(), wire).collect(100).await;
-    Ok(body.unwrap())
+    let reply = send(connections, &base, "{}").await?;
+    Ok(body_of(reply).collect(100).await.unwrap())
 }
 
 #[tokio::test]
 async fn an_encrypted_connection_is_used_again() {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(CERTIFICATE)).unwrap();
-    let connections = trusting(roots);
+    let connections = trusting_the_server();
     let server = start_server().await;
     for _ in 0..3 {
         assert_eq!(ask(&connections, "localhost", server).await.unwrap(), "1");
@@ -114,11 +136,9 @@ async fn an_encrypted_connection_is_used_again() {
 #[tokio::test]
 async fn a_certificate_that_is_not_trusted_or_for_another_name_is_refused() {
     let server = start_server().await;
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from(CERTIFICATE)).unwrap();
     for (connections, host) in [
         (trusting(RootCertStore::empty()), "localhost"),
-        (trusting(roots), "127.0.0.1"),
+        (trusting_the_server(), "127.0.0.1"),
     ] {
         let error = ask(&connections, host, server).await.unwrap_err();
         assert!(
@@ -132,19 +152,71 @@ async fn a_certificate_that_is_not_trusted_or_for_another_name_is_refused() {
     }
 }
 
+/// What a server does after an answer that ends with its connection.
+#[derive(Debug, Clone, Copy)]
+enum Farewell {
+    Said,
+    Unsaid,
+}
+
 #[tokio::test]
-async fn a_request_that_meets_a_closed_connection_comes_back_unsent() {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let base = format!("http://{}", listener.local_addr().unwrap());
-    let origin = Origin::new(&base.parse().unwrap()).unwrap();
-    let stream = connector::open(&origin, None, LONG).await.unwrap();
-    let mut connection = Connection::new(stream);
-    drop(listener.accept().await.unwrap());
-    // The end arrives in the meantime.
-    tokio::time::sleep(Duration::from_millis(50)).await;
-    match connection.send(&request(), LONG).await {
-        Err(SendFailure::Unsent(WireError::Closed)) => {}
-        Err(SendFailure::Unsent(error) | SendFailure::Broken(error)) => panic!("{error:?}"),
-        Err(SendFailure::TimedOut) | Ok(_) => panic!("sent to nobody"),
+async fn an_encrypted_answer_that_ends_with_its_connection_needs_a_farewell() {
+    for farewell in [Farewell::Said, Farewell::Unsaid] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!(
+            "https://localhost:{}",
+            listener.local_addr().unwrap().port()
+        );
+        let connections = trusting_the_server();
+        let (reply, ()) = tokio::join!(send(&connections, &base, "{}"), async {
+            let (tcp, _) = listener.accept().await.unwrap();
+            let mut tls = acceptor().accept(tcp).await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.ends_with(b"{}") {
+                tls.read_buf(&mut seen).await.unwrap();
+            }
+            tls.write_all(b"HTTP/1.1 200 OK\r\n\r\nall of it")
+                .await
+                .unwrap();
+            match farewell {
+                Farewell::Said => tls.shutdown().await.unwrap(),
+                Farewell::Unsaid => tls.get_mut().0.shutdown().await.unwrap(),
+            }
+        });
+        let body = body_of(reply.unwrap()).collect(100).await;
+        match (farewell, body) {
+            (Farewell::Said, Ok(body)) => assert_eq!(body, "all of it"),
+            (Farewell::Unsaid, Err(UpstreamBodyError::Cut(_))) => {}
+            (_, other) => panic!("{farewell:?}: {other:?}"),
+        }
     }
+}
+
+#[tokio::test]
+async fn a_long_request_arrives_whole_over_an_encrypted_connection() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let base = format!(
+        "https://localhost:{}",
+        listener.local_addr().unwrap().port()
+    );
+    let body = Bytes::from(
+        (0..3_000_000_u32)
+            .map(|n| n.to_le_bytes()[0])
+            .collect::<Vec<u8>>(),
+    );
+    let connections = trusting_the_server();
+    let (reply, ()) = tokio::join!(send(&connections, &base, body.clone()), async {
+        let (tcp, _) = listener.accept().await.unwrap();
+        let mut tls = acceptor().accept(tcp).await.unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(&body) {
+            tls.read_buf(&mut seen).await.unwrap();
+        }
+        tls.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3000000\r\n\r\n")
+            .await
+            .unwrap();
+        tls.write_all(&body).await.unwrap();
+    });
+    let echo = body_of(reply.unwrap()).collect(4_000_000).await.unwrap();
+    assert!(echo == body, "it came back changed");
 }
