@@ -201,6 +201,30 @@ mod tests {
     }
 
     #[test]
+    fn whatever_is_read_or_let_through_is_of_interest() {
+        for name in [
+            "Content-Type",
+            "content-encoding",
+            "X-Request-Id",
+            "retry-after",
+            "RETRY-AFTER-MS",
+            "openai-processing-ms",
+            "X-RateLimit-Remaining-Tokens",
+        ] {
+            assert!(is_of_interest(name), "{name}");
+        }
+        for name in [
+            "server",
+            "set-cookie",
+            "x-ratelimit",
+            "x-ratelimité",
+            "content-typ",
+        ] {
+            assert!(!is_of_interest(name), "{name}");
+        }
+    }
+
+    #[test]
     fn an_event_stream_is_known_by_its_media_type_alone() {
         for text in [
             "text/event-stream",

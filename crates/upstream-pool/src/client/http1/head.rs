@@ -73,7 +73,7 @@ impl HeadReader {
                 return Err(ProtocolError::HeadTooLong);
             }
             // What was kept was no whole head.
-            *input = &input[length - before..];
+            *input = &input[length.saturating_sub(before)..];
             self.kept = Vec::new();
             if head.is_some() {
                 self.interim = 0;

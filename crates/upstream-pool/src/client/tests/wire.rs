@@ -15,7 +15,8 @@ async fn listen() -> (TcpListener, String) {
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let (stream, _) = listener.accept().await.unwrap();
+    let accepted = tokio::time::timeout(LONG / 2, listener.accept()).await;
+    let (stream, _) = accepted.expect("no connection was opened").unwrap();
     stream.set_nodelay(true).unwrap();
     stream
 }
