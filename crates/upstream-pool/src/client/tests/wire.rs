@@ -1,5 +1,7 @@
 //! Connections that are not encrypted, against servers that do what a test tells them.
 
+use std::io::{Read as _, Write as _};
+
 use tokio::net::TcpStream;
 
 use super::*;
@@ -84,18 +86,38 @@ async fn an_answer_to_a_part_of_a_request_is_an_answer() {
         let reply = reply.unwrap();
         assert_eq!(reply.status, 413);
         assert_eq!(body_of(reply).collect(100).await.unwrap(), "no!");
-        // What is left of the request cannot be taken back.
-        if let Some(mut stream) = stream {
-            let mut rest = Vec::new();
-            while matches!(stream.read_buf(&mut rest).await, Ok(1..)) {}
-            assert!(rest.len() < long_body().len(), "{} bytes", rest.len());
-        }
+        // What is left of the request cannot be taken back, so the next one has its own connection.
         let (again, ()) = tokio::join!(send(&connections, &base, "{}"), async {
             let mut stream = accept(&listener).await;
             read_until(&mut stream, b"{}").await;
             stream.write_all(b"HTTP/1.1 204 x\r\n\r\n").await.unwrap();
         });
         assert_eq!(again.unwrap().status, 204);
+        if let Some(mut stream) = stream {
+            let mut rest = Vec::new();
+            while matches!(stream.read_buf(&mut rest).await, Ok(1..)) {}
+            assert!(rest.len() < long_body().len(), "{} bytes", rest.len());
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_answer_outlives_the_reset_of_a_request_that_was_not_read() {
+    for _ in 0..30 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        // On a thread of its own it closes while a long request is being written.
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 64]).unwrap();
+            let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nno!";
+            stream.write_all(answer).unwrap();
+        });
+        let connections = plain();
+        let reply = send(&connections, &base, long_body()).await.unwrap();
+        assert_eq!(reply.status, 413);
+        assert_eq!(body_of(reply).collect(100).await.unwrap(), "no!");
+        server.join().unwrap();
     }
 }
 
@@ -146,6 +168,7 @@ async fn interim_answers_are_passed_over() {
 #[derive(Debug, Clone, Copy)]
 enum Unasked {
     WithTheAnswer,
+    WithTheBody,
     BehindTheAnswer,
     BeforeTheNextRequest,
 }
@@ -156,6 +179,7 @@ async fn what_nobody_asked_for_is_never_the_answer_to_another_request() {
     let forged = "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged";
     for when in [
         Unasked::WithTheAnswer,
+        Unasked::WithTheBody,
         Unasked::BehindTheAnswer,
         Unasked::BeforeTheNextRequest,
     ] {
@@ -170,17 +194,24 @@ async fn what_nobody_asked_for_is_never_the_answer_to_another_request() {
                 let mut stream = accept(&listener).await;
                 read_until(&mut stream, b"{}").await;
                 let together = [answer, forged].concat();
-                let text = match when {
-                    Unasked::WithTheAnswer => &together,
-                    Unasked::BehindTheAnswer | Unasked::BeforeTheNextRequest => answer,
-                };
-                stream.write_all(text.as_bytes()).await.unwrap();
+                let (head, body) = together.split_at(answer.len() - "mine".len());
+                match when {
+                    Unasked::WithTheAnswer => stream.write_all(together.as_bytes()).await.unwrap(),
+                    Unasked::WithTheBody => {
+                        stream.write_all(head.as_bytes()).await.unwrap();
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                        stream.write_all(body.as_bytes()).await.unwrap();
+                    }
+                    Unasked::BehindTheAnswer | Unasked::BeforeTheNextRequest => {
+                        stream.write_all(answer.as_bytes()).await.unwrap();
+                    }
+                }
                 stream
             }
         );
         assert_eq!(body, "mine");
         match when {
-            Unasked::WithTheAnswer => {}
+            Unasked::WithTheAnswer | Unasked::WithTheBody => {}
             Unasked::BehindTheAnswer => {
                 first.write_all(forged.as_bytes()).await.unwrap();
                 // The connection is closed although nobody asks.

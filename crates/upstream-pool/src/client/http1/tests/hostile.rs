@@ -156,15 +156,9 @@ fn a_head_without_end_is_refused_in_bounded_space() {
     let mut reader = HeadReader::default();
     let mut begun = &b"HTTP/1.1 200 OK\r\nx: "[..];
     assert!(reader.read(&mut begun, |_| true).unwrap().is_none());
-    let mut read = 0;
-    let error = loop {
-        read += 1_000;
-        if let Err(error) = reader.read(&mut &[b'x'; 1_000][..], |_| true) {
-            break error;
-        }
-    };
-    assert_eq!(error, ProtocolError::HeadTooLong);
-    assert!(read <= MAX_HEAD_BYTES + 1_000, "{read}");
+    let refused = (0..=MAX_HEAD_BYTES / 1_000)
+        .find_map(|_| reader.read(&mut &[b'x'; 1_000][..], |_| true).err());
+    assert_eq!(refused, Some(ProtocolError::HeadTooLong));
 }
 
 #[test]
@@ -217,7 +211,16 @@ fn a_chunk_whose_size_is_in_doubt_is_refused() {
 
 #[test]
 fn what_comes_before_a_broken_chunk_is_handed_out() {
-    for tail in ["X", "\nx", "\rx", "\n", "\r\r", "hello", "\r\n5\r\nworld!"] {
+    for tail in [
+        "X",
+        "X\n",
+        "\nx",
+        "\rx",
+        "\n",
+        "\r\r",
+        "hello",
+        "\r\n5\r\nworld!",
+    ] {
         let text = chunked(&format!("5\r\nhello{tail}\r\n0\r\n\r\n"));
         assert_eq!(refused(&text), ProtocolError::ChunkEnd, "{tail:?}");
         assert!(read_whole(text.as_bytes()).body.starts_with(b"hello"));
