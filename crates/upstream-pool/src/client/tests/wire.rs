@@ -58,6 +58,7 @@ async fn a_long_request_arrives_whole_although_its_server_is_slow() {
         while !seen.ends_with(b"the end") {
             let mut piece = vec![0; 40_000];
             let count = stream.read(&mut piece).await.unwrap();
+            assert_ne!(count, 0, "closed");
             seen.extend_from_slice(&piece[..count]);
             tokio::task::yield_now().await;
         }
