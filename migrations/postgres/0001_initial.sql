@@ -161,6 +161,8 @@ CREATE TABLE feed_events (
 -- Ledger: no foreign keys to configuration --------------------------------------------------------
 
 CREATE TABLE instances (
+    -- Stands for it in the origins of its records. Never changes.
+    instance_no      BIGINT  NOT NULL,
     instance_id      UUID    NOT NULL,
     boot_id          UUID    NOT NULL,
     seq              BIGINT  NOT NULL,
@@ -172,9 +174,11 @@ CREATE TABLE instances (
     dropped_rows     BIGINT  NOT NULL,
     heartbeat_at_ms  BIGINT  NOT NULL,
     CONSTRAINT instances_pk PRIMARY KEY (instance_id),
+    CONSTRAINT instances_instance_no_uk UNIQUE (instance_no),
     CONSTRAINT instances_state_ck CHECK (state IN ('live', 'resolved', 'closed')),
     CONSTRAINT instances_numbers_ck
-        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0)
+        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0),
+    CONSTRAINT instances_instance_no_ck CHECK (instance_no BETWEEN 1 AND 8388607)
 );
 
 CREATE TABLE periods (
@@ -188,7 +192,7 @@ CREATE TABLE periods (
     CONSTRAINT periods_bounds_ck CHECK (starts_at_ms < ends_at_ms),
     CONSTRAINT periods_state_ck CHECK (state IN ('open', 'closed'))
 );
--- Small for ever: the trigger on usage_records asks it.
+-- Small for ever: the trigger on usage_rows asks it.
 CREATE INDEX periods_closed_idx ON periods (tenant_id, period) WHERE state = 'closed';
 
 CREATE TABLE counters (
@@ -244,51 +248,84 @@ CREATE TABLE leases (
 );
 CREATE INDEX leases_counter_id_idx ON leases (counter_id);
 
+-- A record is a row of what is its own (`usage_rows`) and names what it shares with many others: its
+-- kind and its caller. The view `usage_records` puts them together.
+--
 -- Words that may grow (endpoint, ending, stage, basis) have no CHECK, as on SQLite. They come from
 -- closed types.
---
+CREATE TABLE record_kinds (
+    -- The origin of the record that came with it first.
+    kind_id          BIGINT  NOT NULL,
+    -- The SHA-256 of the columns below.
+    hash             BYTEA   NOT NULL,
+    tenant_id        UUID    NOT NULL,
+    user_id          UUID    NOT NULL,
+    key_id           UUID    NOT NULL,
+    -- Quota month, fixed at admission; statement month, fixed at the post.
+    period           INTEGER NOT NULL,
+    statement_period INTEGER NOT NULL,
+    local_day        INTEGER NOT NULL,
+    endpoint         TEXT    NOT NULL,
+    streams          BOOLEAN NOT NULL,
+    requested_model  TEXT    NOT NULL,
+    -- Of the last attempt; NULL when nothing was sent.
+    upstream_id      UUID,
+    upstream_model   TEXT,
+    upstream_key_id  UUID,
+    -- How many attempts there were.
+    attempt_count    INTEGER NOT NULL,
+    -- Of the last attempt when it succeeded; those that failed are rows of `failed_attempts`.
+    attempt_status   INTEGER,
+    ending           TEXT    NOT NULL,
+    stage            TEXT    NOT NULL,
+    status           INTEGER NOT NULL,
+    error_code       TEXT,
+    basis            TEXT    NOT NULL,
+    CONSTRAINT record_kinds_pk PRIMARY KEY (kind_id),
+    CONSTRAINT record_kinds_hash_uk UNIQUE (hash),
+    CONSTRAINT record_kinds_hash_ck CHECK (length(hash) = 32)
+);
+
+-- Personal data; may be erased, and is no part of any sum. A process gives the calls of a day from
+-- one address with one program the same row.
+CREATE TABLE callers (
+    -- The origin of the record that came with it first.
+    caller_id  BIGINT  NOT NULL,
+    made_at_ms BIGINT  NOT NULL,
+    ip         TEXT,
+    user_agent TEXT,
+    -- A JSON object.
+    tags       TEXT,
+    CONSTRAINT callers_pk PRIMARY KEY (caller_id)
+);
+
 -- Partitioned by the UTC month of the time inside the UUIDv7, so that uniqueness stays global and
 -- retention is a DROP of a partition. The DEFAULT partitions stay empty.
-CREATE TABLE usage_records (
+--
+-- Columns that are often the same stand last, with defaults: most rows are written without them.
+CREATE TABLE usage_rows (
+    -- The number of the instance, shifted by 40 bits, and that of the post.
+    origin                   BIGINT  NOT NULL,
     request_id               UUID    NOT NULL,
-    instance_id              UUID    NOT NULL,
-    post_no                  BIGINT  NOT NULL,
-    tenant_id                UUID    NOT NULL,
-    user_id                  UUID    NOT NULL,
-    key_id                   UUID    NOT NULL,
-    -- Quota month, fixed at admission; statement month, fixed at the post.
-    period                   INTEGER NOT NULL,
-    statement_period         INTEGER NOT NULL,
-    local_day                INTEGER NOT NULL,
+    kind_id                  BIGINT  NOT NULL,
+    -- NULL when nothing is known of the caller.
+    caller_id                BIGINT,
     started_at_ms            BIGINT  NOT NULL,
-    endpoint                 TEXT    NOT NULL,
-    streams                  BOOLEAN NOT NULL,
-    requested_model          TEXT    NOT NULL,
-    -- Of the last attempt; NULL when nothing was sent.
-    upstream_id              UUID,
-    upstream_model           TEXT,
-    upstream_key_id          UUID,
-    -- How many attempts there were.
-    attempt_count            INTEGER NOT NULL,
-    -- Of the last attempt when it succeeded; those that failed are rows of `failed_attempts`.
-    attempt_status           INTEGER,
-    attempt_started_at_ms    BIGINT,
+    -- Of the last attempt when it succeeded: milliseconds after `started_at_ms`.
+    attempt_after_ms         BIGINT,
     attempt_head_ms          BIGINT,
-    ending                   TEXT    NOT NULL,
-    stage                    TEXT    NOT NULL,
-    status                   INTEGER NOT NULL,
-    error_code               TEXT,
-    basis                    TEXT    NOT NULL,
+    first_event_ms           BIGINT,
+    duration_ms              BIGINT  NOT NULL,
     input_tokens             BIGINT  NOT NULL,
-    cached_input_tokens      BIGINT  NOT NULL,
-    cache_write_input_tokens BIGINT  NOT NULL,
     output_tokens            BIGINT  NOT NULL,
-    reasoning_output_tokens  BIGINT  NOT NULL,
     -- What was held; what quotas and statement take is never more, and `excess` is what is owed beyond.
     bound_tokens             BIGINT  NOT NULL,
     bound_nano               BIGINT  NOT NULL,
     quota_tokens             BIGINT  NOT NULL,
-    charge_nano              BIGINT  NOT NULL DEFAULT 0,
+    charge_nano              BIGINT  NOT NULL,
+    cached_input_tokens      BIGINT  NOT NULL DEFAULT 0,
+    cache_write_input_tokens BIGINT  NOT NULL DEFAULT 0,
+    reasoning_output_tokens  BIGINT  NOT NULL DEFAULT 0,
     excess_tokens            BIGINT  NOT NULL DEFAULT 0,
     excess_nano              BIGINT  NOT NULL DEFAULT 0,
     -- What the provider bills; NULL when it is not known.
@@ -297,29 +334,19 @@ CREATE TABLE usage_records (
     price_version            INTEGER,
     -- Parts per million on top of the price.
     markup_ppm               BIGINT,
-    first_event_ms           BIGINT,
-    duration_ms              BIGINT  NOT NULL,
-    CONSTRAINT usage_records_pk PRIMARY KEY (request_id),
-    CONSTRAINT usage_records_post_no_ck CHECK (post_no > 0),
-    CONSTRAINT usage_records_tokens_ck CHECK (
-        input_tokens BETWEEN 0 AND 4611686018427387904
-        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
-        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
-        AND output_tokens BETWEEN 0 AND 4611686018427387904
-        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_quota_tokens_ck CHECK (quota_tokens BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_charge_nano_ck CHECK (charge_nano BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_bound_tokens_ck CHECK (bound_tokens BETWEEN quota_tokens AND 4611686018427387904),
-    CONSTRAINT usage_records_bound_nano_ck CHECK (bound_nano BETWEEN charge_nano AND 4611686018427387904),
-    CONSTRAINT usage_records_excess_tokens_ck
-        CHECK (excess_tokens = 0 OR (excess_tokens > 0 AND quota_tokens = bound_tokens)),
-    CONSTRAINT usage_records_excess_nano_ck
-        CHECK (excess_nano = 0 OR (excess_nano > 0 AND charge_nano = bound_nano))
+    CONSTRAINT usage_rows_pk PRIMARY KEY (request_id),
+    -- None is negative. The sums that take them have an upper bound.
+    CONSTRAINT usage_rows_amounts_ck CHECK (
+        (input_tokens | output_tokens | quota_tokens | charge_nano | cached_input_tokens
+            | cache_write_input_tokens | reasoning_output_tokens | excess_tokens | excess_nano) >= 0),
+    CONSTRAINT usage_rows_bound_tokens_ck CHECK (quota_tokens <= bound_tokens),
+    CONSTRAINT usage_rows_bound_nano_ck CHECK (charge_nano <= bound_nano),
+    CONSTRAINT usage_rows_excess_tokens_ck CHECK (excess_tokens = 0 OR quota_tokens = bound_tokens),
+    CONSTRAINT usage_rows_excess_nano_ck CHECK (excess_nano = 0 OR charge_nano = bound_nano)
 ) PARTITION BY RANGE (request_id);
 -- Not unique: a unique index would have to hold the partition key.
-CREATE INDEX usage_records_instance_id_post_no_idx ON usage_records (instance_id, post_no);
-CREATE TABLE usage_records_default PARTITION OF usage_records DEFAULT;
-
+CREATE INDEX usage_rows_origin_idx ON usage_rows (origin);
+CREATE TABLE usage_rows_default PARTITION OF usage_rows DEFAULT;
 
 CREATE TABLE failed_attempts (
     request_id      UUID    NOT NULL,
@@ -336,6 +363,20 @@ CREATE TABLE failed_attempts (
 ) PARTITION BY RANGE (request_id);
 CREATE TABLE failed_attempts_default PARTITION OF failed_attempts DEFAULT;
 
+-- The usage records, whole: for all who read.
+CREATE VIEW usage_records AS
+    SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
+        k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,
+        k.upstream_id, k.upstream_model, k.upstream_key_id, k.attempt_count, k.attempt_status,
+        r.started_at_ms + r.attempt_after_ms AS attempt_started_at_ms, r.attempt_head_ms, k.ending, k.stage,
+        k.status, k.error_code, k.basis, r.input_tokens, r.cached_input_tokens, r.cache_write_input_tokens,
+        r.output_tokens, r.reasoning_output_tokens, r.bound_tokens, r.bound_nano, r.quota_tokens, r.charge_nano,
+        r.excess_tokens, r.excess_nano, r.cost_nano, r.cost_basis, r.price_version, r.markup_ppm,
+        r.first_event_ms, r.duration_ms
+    FROM usage_rows r
+    JOIN record_kinds k ON k.kind_id = r.kind_id
+    LEFT JOIN instances i ON i.instance_no = (r.origin >> 40);
+
 -- Every attempt. The one that succeeded is stored with its record, so that the common request costs
 -- one row less.
 CREATE VIEW attempts AS
@@ -346,16 +387,10 @@ CREATE VIEW attempts AS
         CAST(NULL AS TEXT), attempt_started_at_ms, attempt_head_ms
     FROM usage_records WHERE attempt_head_ms IS NOT NULL;
 
--- Personal data; may be erased, and is no part of any sum.
-CREATE TABLE record_details (
-    request_id UUID    NOT NULL,
-    ip         TEXT,
-    user_agent TEXT,
-    -- A JSON object.
-    tags       TEXT,
-    CONSTRAINT record_details_pk PRIMARY KEY (request_id)
-) PARTITION BY RANGE (request_id);
-CREATE TABLE record_details_default PARTITION OF record_details DEFAULT;
+-- What is known of the caller of each record.
+CREATE VIEW record_details AS
+    SELECT r.request_id, c.ip, c.user_agent, c.tags
+    FROM usage_rows r JOIN callers c ON c.caller_id = r.caller_id;
 
 -- `upstream_id` is the nil UUID for requests that were sent nowhere.
 CREATE TABLE rollup_daily (
@@ -504,23 +539,28 @@ BEGIN
     RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'restrict_violation';
 END $$;
 
-CREATE TRIGGER usage_records_no_change BEFORE UPDATE OR DELETE ON usage_records
+CREATE TRIGGER record_kinds_no_change BEFORE UPDATE OR DELETE ON record_kinds
     FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
-CREATE TRIGGER usage_records_no_truncate BEFORE TRUNCATE ON usage_records
+CREATE TRIGGER record_kinds_no_truncate BEFORE TRUNCATE ON record_kinds
     FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
-CREATE TRIGGER usage_records_default_no_truncate BEFORE TRUNCATE ON usage_records_default
+CREATE TRIGGER usage_rows_no_change BEFORE UPDATE OR DELETE ON usage_rows
+    FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER usage_rows_no_truncate BEFORE TRUNCATE ON usage_rows
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER usage_rows_default_no_truncate BEFORE TRUNCATE ON usage_rows_default
     FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
 CREATE TRIGGER ledger_entries_no_change BEFORE UPDATE OR DELETE ON ledger_entries
     FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
 CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON ledger_entries
     FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
 
--- Per statement: a look-up per row would cost more than the row.
+-- Per statement: a look-up per row would cost more than the row. Kinds are inserted before their rows.
 CREATE FUNCTION sluice_refuse_closed_period() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (
-        SELECT 1 FROM new_records r
-        JOIN periods p ON p.tenant_id = r.tenant_id AND p.period = r.statement_period
+        SELECT 1 FROM new_rows r
+        JOIN record_kinds k ON k.kind_id = r.kind_id
+        JOIN periods p ON p.tenant_id = k.tenant_id AND p.period = k.statement_period
         WHERE p.state = 'closed')
     THEN
         RAISE EXCEPTION 'the statement period is closed' USING ERRCODE = 'restrict_violation';
@@ -528,8 +568,8 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE TRIGGER usage_records_open_period AFTER INSERT ON usage_records
-    REFERENCING NEW TABLE AS new_records
+CREATE TRIGGER usage_rows_open_period AFTER INSERT ON usage_rows
+    REFERENCING NEW TABLE AS new_rows
     FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_closed_period();
 
 -- Partitions ----------------------------------------------------------------------------------------
@@ -551,7 +591,7 @@ DECLARE
 BEGIN
     FOR i IN 0..2 LOOP
         low := month_start + make_interval(months => i);
-        FOREACH parent IN ARRAY ARRAY['usage_records', 'failed_attempts', 'record_details'] LOOP
+        FOREACH parent IN ARRAY ARRAY['usage_rows', 'failed_attempts'] LOOP
             child := parent || '_' || to_char(low, 'YYYY_MM');
             CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
             -- Two instances may come here at once.
@@ -563,7 +603,7 @@ BEGIN
                 'ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)', parent, child,
                 sluice_uuid_at(CAST(extract(epoch FROM low AT TIME ZONE 'UTC') * 1000 AS BIGINT)),
                 sluice_uuid_at(CAST(extract(epoch FROM (low + interval '1 month') AT TIME ZONE 'UTC') * 1000 AS BIGINT)));
-            IF parent = 'usage_records' THEN
+            IF parent = 'usage_rows' THEN
                 EXECUTE format(
                     'CREATE TRIGGER %I BEFORE TRUNCATE ON %I FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change()',
                     child || '_no_truncate', child);

@@ -161,6 +161,8 @@ CREATE TABLE feed_events (
 -- Ledger: no foreign keys to configuration --------------------------------------------------------
 
 CREATE TABLE instances (
+    -- Stands for it in the origins of its records. Never changes.
+    instance_no      INTEGER NOT NULL,
     instance_id      BLOB    NOT NULL,
     boot_id          BLOB    NOT NULL,
     seq              INTEGER NOT NULL,
@@ -172,9 +174,11 @@ CREATE TABLE instances (
     dropped_rows     INTEGER NOT NULL,
     heartbeat_at_ms  INTEGER NOT NULL,
     CONSTRAINT instances_pk PRIMARY KEY (instance_id),
+    CONSTRAINT instances_instance_no_uk UNIQUE (instance_no),
     CONSTRAINT instances_state_ck CHECK (state IN ('live', 'resolved', 'closed')),
     CONSTRAINT instances_numbers_ck
-        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0)
+        CHECK (seq >= 0 AND posted_no >= 0 AND posted_rows >= 0 AND quarantined_rows >= 0 AND dropped_rows >= 0),
+    CONSTRAINT instances_instance_no_ck CHECK (instance_no BETWEEN 1 AND 8388607)
 ) STRICT;
 
 CREATE TABLE periods (
@@ -245,50 +249,84 @@ CREATE TABLE leases (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX leases_counter_id_idx ON leases (counter_id);
 
--- With a rowid: rows are appended to full pages; ordered by the id itself, pages split in halves.
+-- A record is a row of what is its own (`usage_rows`) and names what it shares with many others: its
+-- kind and its caller. The view `usage_records` puts them together.
 --
 -- Words that may grow (endpoint, ending, stage, basis) have no CHECK: SQLite cannot change one
 -- without copying the table. They come from closed types.
-CREATE TABLE usage_records (
-    request_id               BLOB    NOT NULL,
-    instance_id              BLOB    NOT NULL,
-    post_no                  INTEGER NOT NULL,
-    tenant_id                BLOB    NOT NULL,
-    user_id                  BLOB    NOT NULL,
-    key_id                   BLOB    NOT NULL,
+CREATE TABLE record_kinds (
+    -- The origin of the record that came with it first.
+    kind_id          INTEGER NOT NULL,
+    -- The SHA-256 of the columns below.
+    hash             BLOB    NOT NULL,
+    tenant_id        BLOB    NOT NULL,
+    user_id          BLOB    NOT NULL,
+    key_id           BLOB    NOT NULL,
     -- Quota month, fixed at admission; statement month, fixed at the post.
-    period                   INTEGER NOT NULL,
-    statement_period         INTEGER NOT NULL,
-    local_day                INTEGER NOT NULL,
-    started_at_ms            INTEGER NOT NULL,
-    endpoint                 TEXT    NOT NULL,
-    streams                  INTEGER NOT NULL,
-    requested_model          TEXT    NOT NULL,
+    period           INTEGER NOT NULL,
+    statement_period INTEGER NOT NULL,
+    local_day        INTEGER NOT NULL,
+    endpoint         TEXT    NOT NULL,
+    streams          INTEGER NOT NULL,
+    requested_model  TEXT    NOT NULL,
     -- Of the last attempt; NULL when nothing was sent.
-    upstream_id              BLOB,
-    upstream_model           TEXT,
-    upstream_key_id          BLOB,
+    upstream_id      BLOB,
+    upstream_model   TEXT,
+    upstream_key_id  BLOB,
     -- How many attempts there were.
-    attempt_count            INTEGER NOT NULL,
+    attempt_count    INTEGER NOT NULL,
     -- Of the last attempt when it succeeded; those that failed are rows of `failed_attempts`.
-    attempt_status           INTEGER,
-    attempt_started_at_ms    INTEGER,
+    attempt_status   INTEGER,
+    ending           TEXT    NOT NULL,
+    stage            TEXT    NOT NULL,
+    status           INTEGER NOT NULL,
+    error_code       TEXT,
+    basis            TEXT    NOT NULL,
+    CONSTRAINT record_kinds_pk PRIMARY KEY (kind_id),
+    CONSTRAINT record_kinds_hash_uk UNIQUE (hash),
+    CONSTRAINT record_kinds_hash_ck CHECK (length(hash) = 32)
+) STRICT;
+
+-- Personal data; may be erased, and is no part of any sum. A process gives the calls of a day from
+-- one address with one program the same row.
+CREATE TABLE callers (
+    -- The origin of the record that came with it first.
+    caller_id  INTEGER NOT NULL,
+    made_at_ms INTEGER NOT NULL,
+    ip         TEXT,
+    user_agent TEXT,
+    -- A JSON object.
+    tags       TEXT,
+    CONSTRAINT callers_pk PRIMARY KEY (caller_id)
+) STRICT;
+
+-- Ordered by origin: rows are appended to full pages.
+--
+-- Columns that are often the same stand last, with defaults: most rows are written without them. The
+-- others are written in this order, which spares SQLite a copy of each value.
+CREATE TABLE usage_rows (
+    -- The number of the instance, shifted by 40 bits, and that of the post.
+    origin                   INTEGER NOT NULL,
+    request_id               BLOB    NOT NULL,
+    kind_id                  INTEGER NOT NULL,
+    -- NULL when nothing is known of the caller.
+    caller_id                INTEGER,
+    started_at_ms            INTEGER NOT NULL,
+    -- Of the last attempt when it succeeded: milliseconds after `started_at_ms`.
+    attempt_after_ms         INTEGER,
     attempt_head_ms          INTEGER,
-    ending                   TEXT    NOT NULL,
-    stage                    TEXT    NOT NULL,
-    status                   INTEGER NOT NULL,
-    error_code               TEXT,
-    basis                    TEXT    NOT NULL,
+    first_event_ms           INTEGER,
+    duration_ms              INTEGER NOT NULL,
     input_tokens             INTEGER NOT NULL,
-    cached_input_tokens      INTEGER NOT NULL,
-    cache_write_input_tokens INTEGER NOT NULL,
     output_tokens            INTEGER NOT NULL,
-    reasoning_output_tokens  INTEGER NOT NULL,
     -- What was held; what quotas and statement take is never more, and `excess` is what is owed beyond.
     bound_tokens             INTEGER NOT NULL,
     bound_nano               INTEGER NOT NULL,
     quota_tokens             INTEGER NOT NULL,
-    charge_nano              INTEGER NOT NULL DEFAULT 0,
+    charge_nano              INTEGER NOT NULL,
+    cached_input_tokens      INTEGER NOT NULL DEFAULT 0,
+    cache_write_input_tokens INTEGER NOT NULL DEFAULT 0,
+    reasoning_output_tokens  INTEGER NOT NULL DEFAULT 0,
     excess_tokens            INTEGER NOT NULL DEFAULT 0,
     excess_nano              INTEGER NOT NULL DEFAULT 0,
     -- What the provider bills; NULL when it is not known.
@@ -297,35 +335,35 @@ CREATE TABLE usage_records (
     price_version            INTEGER,
     -- Parts per million on top of the price.
     markup_ppm               INTEGER,
-    first_event_ms           INTEGER,
-    duration_ms              INTEGER NOT NULL,
-    CONSTRAINT usage_records_pk PRIMARY KEY (request_id),
-    CONSTRAINT usage_records_origin_uk UNIQUE (instance_id, post_no),
-    CONSTRAINT usage_records_post_no_ck CHECK (post_no > 0),
-    CONSTRAINT usage_records_tokens_ck CHECK (
-        input_tokens BETWEEN 0 AND 4611686018427387904
-        AND cached_input_tokens BETWEEN 0 AND 4611686018427387904
-        AND cache_write_input_tokens BETWEEN 0 AND 4611686018427387904
-        AND output_tokens BETWEEN 0 AND 4611686018427387904
-        AND reasoning_output_tokens BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_quota_tokens_ck CHECK (quota_tokens BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_charge_nano_ck CHECK (charge_nano BETWEEN 0 AND 4611686018427387904),
-    CONSTRAINT usage_records_bound_tokens_ck CHECK (bound_tokens BETWEEN quota_tokens AND 4611686018427387904),
-    CONSTRAINT usage_records_bound_nano_ck CHECK (bound_nano BETWEEN charge_nano AND 4611686018427387904),
-    CONSTRAINT usage_records_excess_tokens_ck
-        CHECK (excess_tokens = 0 OR (excess_tokens > 0 AND quota_tokens = bound_tokens)),
-    CONSTRAINT usage_records_excess_nano_ck
-        CHECK (excess_nano = 0 OR (excess_nano > 0 AND charge_nano = bound_nano))
+    CONSTRAINT usage_rows_pk PRIMARY KEY (origin),
+    CONSTRAINT usage_rows_request_id_uk UNIQUE (request_id),
+    -- None is negative. The sums that take them have an upper bound.
+    CONSTRAINT usage_rows_amounts_ck CHECK (
+        (input_tokens | output_tokens | quota_tokens | charge_nano | cached_input_tokens
+            | cache_write_input_tokens | reasoning_output_tokens | excess_tokens | excess_nano) >= 0),
+    CONSTRAINT usage_rows_bound_tokens_ck CHECK (quota_tokens <= bound_tokens),
+    CONSTRAINT usage_rows_bound_nano_ck CHECK (charge_nano <= bound_nano),
+    CONSTRAINT usage_rows_excess_tokens_ck CHECK (excess_tokens = 0 OR quota_tokens = bound_tokens),
+    CONSTRAINT usage_rows_excess_nano_ck CHECK (excess_nano = 0 OR charge_nano = bound_nano)
 ) STRICT;
 
-CREATE TRIGGER usage_records_no_update BEFORE UPDATE ON usage_records
+CREATE TRIGGER record_kinds_no_update BEFORE UPDATE ON record_kinds
 BEGIN
-    SELECT RAISE(ABORT, 'usage_records is append-only');
+    SELECT RAISE(ABORT, 'record_kinds is append-only');
 END;
-CREATE TRIGGER usage_records_no_delete BEFORE DELETE ON usage_records
+CREATE TRIGGER record_kinds_no_delete BEFORE DELETE ON record_kinds
 BEGIN
-    SELECT RAISE(ABORT, 'usage_records is append-only');
+    SELECT RAISE(ABORT, 'record_kinds is append-only');
 END;
+CREATE TRIGGER usage_rows_no_update BEFORE UPDATE ON usage_rows
+BEGIN
+    SELECT RAISE(ABORT, 'usage_rows is append-only');
+END;
+CREATE TRIGGER usage_rows_no_delete BEFORE DELETE ON usage_rows
+BEGIN
+    SELECT RAISE(ABORT, 'usage_rows is append-only');
+END;
+
 CREATE TABLE failed_attempts (
     request_id      BLOB    NOT NULL,
     n               INTEGER NOT NULL,
@@ -340,6 +378,20 @@ CREATE TABLE failed_attempts (
     CONSTRAINT failed_attempts_pk PRIMARY KEY (request_id, n)
 ) STRICT, WITHOUT ROWID;
 
+-- The usage records, whole: for all who read.
+CREATE VIEW usage_records AS
+    SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
+        k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,
+        k.upstream_id, k.upstream_model, k.upstream_key_id, k.attempt_count, k.attempt_status,
+        r.started_at_ms + r.attempt_after_ms AS attempt_started_at_ms, r.attempt_head_ms, k.ending, k.stage,
+        k.status, k.error_code, k.basis, r.input_tokens, r.cached_input_tokens, r.cache_write_input_tokens,
+        r.output_tokens, r.reasoning_output_tokens, r.bound_tokens, r.bound_nano, r.quota_tokens, r.charge_nano,
+        r.excess_tokens, r.excess_nano, r.cost_nano, r.cost_basis, r.price_version, r.markup_ppm,
+        r.first_event_ms, r.duration_ms
+    FROM usage_rows r
+    JOIN record_kinds k ON k.kind_id = r.kind_id
+    LEFT JOIN instances i ON i.instance_no = (r.origin >> 40);
+
 -- Every attempt. The one that succeeded is stored with its record, so that the common request costs
 -- one row less.
 CREATE VIEW attempts AS
@@ -350,15 +402,10 @@ CREATE VIEW attempts AS
         CAST(NULL AS TEXT), attempt_started_at_ms, attempt_head_ms
     FROM usage_records WHERE attempt_head_ms IS NOT NULL;
 
--- Personal data; may be erased, and is no part of any sum.
-CREATE TABLE record_details (
-    request_id BLOB NOT NULL,
-    ip         TEXT,
-    user_agent TEXT,
-    -- A JSON object.
-    tags       TEXT,
-    CONSTRAINT record_details_pk PRIMARY KEY (request_id)
-) STRICT, WITHOUT ROWID;
+-- What is known of the caller of each record.
+CREATE VIEW record_details AS
+    SELECT r.request_id, c.ip, c.user_agent, c.tags
+    FROM usage_rows r JOIN callers c ON c.caller_id = r.caller_id;
 
 -- `upstream_id` is the nil UUID for requests that were sent nowhere.
 CREATE TABLE rollup_daily (

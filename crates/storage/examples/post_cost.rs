@@ -2,7 +2,8 @@
 //!
 //! `cargo run --release -p sluice-storage --example post_cost [RECORDS [KEYS [BATCH …]]]`
 //!
-//! Counts user and system time of the whole process, threads of SQLite included, and subtracts
+//! Keys take turns, each with a program of its own: with as many keys as records, no two records
+//! have anything in common. Counts user and system time of the whole process, threads of SQLite included, and subtracts
 //! nothing: the records are built before.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -54,11 +55,14 @@ fn record(
     keys: u64,
     tenant: TenantId,
     model: &Arc<str>,
-    agent: &Arc<str>,
+    agents: &[Arc<str>],
 ) -> NumberedRecord {
     let number = u64::try_from(post_no).unwrap_or(0);
     let started_at = UnixMillis(NOW + post_no / 8);
     let zone = TimeZone::utc();
+    let agent = usize::try_from(number % keys)
+        .ok()
+        .and_then(|at| agents.get(at));
     NumberedRecord {
         post_no,
         record: Box::new(UsageRecord {
@@ -86,7 +90,7 @@ fn record(
                 },
                 caller: Caller {
                     ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-                    user_agent: Some(Arc::clone(agent)),
+                    user_agent: agent.cloned(),
                 },
             },
             end: RequestEnd {
@@ -135,12 +139,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         _ => vec![1, 32, 256, 512],
     };
     println!(
-        "{:>6} {:>9} {:>14} {:>16}",
-        "batch", "records", "CPU µs/record", "wall µs/record"
+        "{:>6} {:>9} {:>14} {:>16} {:>14}",
+        "batch", "records", "CPU µs/record", "wall µs/record", "bytes/record"
     );
     for batch in batches {
         let folder = tempfile::tempdir()?;
-        let url = format!("sqlite:{}", folder.path().join("sluice.db").display());
+        let file = folder.path().join("sluice.db");
+        let url = format!("sqlite:{}", file.display());
         let storage = Storage::open(&StorageOptions {
             url,
             max_connections: 1,
@@ -165,11 +170,13 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             boot_id,
             seq: row.seq,
         };
-        let (model, agent): (Arc<str>, Arc<str>) =
-            (Arc::from("gpt-4o-mini"), Arc::from("OpenAI/Python 3.1.0"));
+        let model: Arc<str> = Arc::from("gpt-4o-mini");
+        let agents: Vec<Arc<str>> = (0..keys)
+            .map(|key| Arc::from(format!("OpenAI/Python 3.1.{key}")))
+            .collect();
         let count = if batch == 1 { records / 20 } else { records };
         let all: Vec<NumberedRecord> = (1..=count)
-            .map(|no| record(no, keys, tenant, &model, &agent))
+            .map(|no| record(no, keys, tenant, &model, &agents))
             .collect();
         let Some(counter) = all
             .first()
@@ -208,13 +215,17 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
             guard.seq += 1;
         }
         let used = cpu_micros()? - before;
+        let wall = wall.elapsed();
+        // Closed, all that was written stands in the file.
+        storage.close().await;
+        let bytes = std::fs::metadata(&file)?.len();
         let count = f64::from(u32::try_from(count)?);
         println!(
-            "{batch:>6} {count:>9} {:>14.2} {:>16.2}",
+            "{batch:>6} {count:>9} {:>14.2} {:>16.2} {:>14.1}",
             f64::from(u32::try_from(used)?) / count,
-            wall.elapsed().as_secs_f64() * 1e6 / count,
+            wall.as_secs_f64() * 1e6 / count,
+            f64::from(u32::try_from(bytes)?) / count,
         );
-        storage.close().await;
     }
     Ok(())
 }

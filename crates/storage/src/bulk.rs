@@ -9,15 +9,15 @@ use std::sync::OnceLock;
 use sqlx::Arguments;
 use sqlx::error::BoxDynError;
 
-use crate::dialect::Placeholders;
 use crate::error::{Failure, internal};
 use crate::statement::Statement;
+use crate::storage::Backend;
 
 /// Rows per statement, largest first. The largest times the widest row stays far below the limit of
 /// parameters: 32,766 on SQLite, 65,535 on PostgreSQL.
 pub(crate) const SIZES: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
-/// Up to here a look-up repeats its last row to fill one statement, which costs less than another.
-const PADDED_UP_TO: usize = 8;
+/// Up to here a statement that may repeats its last row to be filled, which costs less than another.
+pub(crate) const PADDED_UP_TO: usize = 8;
 
 /// Whether rows may stand in a statement twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,9 +28,20 @@ pub(crate) enum Repeats {
     Allowed,
 }
 
+/// What an insert does with a row whose key is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Known {
+    /// It stays as it is.
+    Kept,
+    /// It stays, and the transaction may not go on.
+    Refused,
+}
+
 /// A statement whose middle is a list of rows.
 pub(crate) struct Bulk {
     name: &'static str,
+    /// Of an insert that the databases write differently.
+    known: Option<Known>,
     head: &'static str,
     /// Placeholders in the head.
     shared: usize,
@@ -51,6 +62,7 @@ impl Bulk {
     ) -> Self {
         Self {
             name,
+            known: None,
             head,
             shared: count_placeholders(head),
             columns,
@@ -59,26 +71,51 @@ impl Bulk {
         }
     }
 
+    /// `into` is `INTO`, the table and its columns.
+    ///
+    /// On SQLite a statement that fails leaves the rows that it has inserted: to be able to take them
+    /// back, it would first copy each page that it changes. Whoever runs it ends the transaction.
+    pub(crate) const fn insert(
+        name: &'static str,
+        known: Known,
+        into: &'static str,
+        columns: usize,
+    ) -> Self {
+        let mut bulk = Self::new(name, into, columns, "");
+        bulk.known = Some(known);
+        bulk
+    }
+
+    /// Returns whether all its rows must be new.
+    pub(crate) fn is_all_new(&self) -> bool {
+        self.known == Some(Known::Refused)
+    }
+
+    /// Returns whether the same row twice is the same as once.
+    pub(crate) fn may_repeat(&self) -> bool {
+        self.known == Some(Known::Kept)
+    }
+
     /// Returns the smallest and the largest of its statements.
-    pub(crate) fn statements(&'static self, placeholders: Placeholders) -> [Statement; 2] {
+    pub(crate) fn statements(&'static self, backend: Backend) -> [Statement; 2] {
         [1, SIZES[0]].map(|size| Statement {
             name: self.name,
-            sql: self.text(size, placeholders),
+            sql: self.text(size, backend),
             parameters: self.parameters(size),
         })
     }
 
-    fn text(&'static self, size: usize, placeholders: Placeholders) -> &'static str {
-        let [numbered, plain] = &self.texts;
-        let texts = match placeholders {
-            Placeholders::Numbered => numbered,
-            Placeholders::Plain => plain,
+    fn text(&'static self, size: usize, backend: Backend) -> &'static str {
+        let [postgres, sqlite] = &self.texts;
+        let texts = match backend {
+            Backend::Postgres => postgres,
+            Backend::Sqlite => sqlite,
         };
         let at = SIZES
             .iter()
             .position(|s| *s == size)
             .unwrap_or(SIZES.len() - 1);
-        texts[at].get_or_init(|| self.build(SIZES[at], placeholders))
+        texts[at].get_or_init(|| self.build(SIZES[at], backend))
     }
 
     /// Returns the number of values that a statement of so many rows binds.
@@ -86,13 +123,21 @@ impl Bulk {
         self.shared + rows * self.columns
     }
 
-    pub(crate) fn build(&self, rows: usize, placeholders: Placeholders) -> String {
-        let mut text =
-            String::with_capacity(self.head.len() + self.parameters(rows) * 6 + self.tail.len());
+    pub(crate) fn build(&self, rows: usize, backend: Backend) -> String {
+        let (verb, tail) = match (self.known, backend) {
+            (None, _) => ("", self.tail),
+            (Some(_), Backend::Postgres) => ("INSERT ", SKIP_KNOWN),
+            (Some(Known::Kept), Backend::Sqlite) => ("INSERT OR FAIL ", SKIP_KNOWN),
+            (Some(Known::Refused), Backend::Sqlite) => ("INSERT OR FAIL ", ""),
+        };
+        let mut text = String::with_capacity(self.head.len() + self.parameters(rows) * 6 + 64);
+        text.push_str(verb);
         let mut number = 0;
-        let mut push_placeholder = |text: &mut String| match placeholders {
-            Placeholders::Plain => text.push('?'),
-            Placeholders::Numbered => {
+        let mut push_placeholder = |text: &mut String| match backend {
+            // SQLite keeps the names of numbered ones in a list that the driver searches for each
+            // parameter, which takes milliseconds with some thousand of them.
+            Backend::Sqlite => text.push('?'),
+            Backend::Postgres => {
                 number += 1;
                 // Writing to a string cannot fail.
                 let _infallible = write!(text, "${number}");
@@ -114,7 +159,7 @@ impl Bulk {
             }
             text.push(')');
         }
-        text.push_str(self.tail);
+        text.push_str(tail);
         text
     }
 
@@ -124,7 +169,7 @@ impl Bulk {
     pub(crate) fn runs<'r, R, A: Arguments + Default>(
         &'static self,
         rows: &'r [R],
-        placeholders: Placeholders,
+        backend: Backend,
         repeats: Repeats,
         mut share: impl FnMut(&mut A) -> Result<(), BoxDynError>,
         mut bind: impl FnMut(&mut A, &'r R) -> Result<(), BoxDynError>,
@@ -153,12 +198,14 @@ impl Bulk {
                 return Some(Err(internal(WRONG_WIDTH).into()));
             }
             Some(Ok(Run {
-                sql: self.text(size, placeholders),
+                sql: self.text(size, backend),
                 arguments,
             }))
         })
     }
 }
+
+const SKIP_KNOWN: &str = " ON CONFLICT DO NOTHING";
 
 const fn count_placeholders(text: &str) -> usize {
     let (bytes, mut at, mut count) = (text.as_bytes(), 0, 0);
@@ -206,6 +253,17 @@ macro_rules! bulks {
     };
 }
 
+/// As `bulks!`, for inserts that the databases write differently.
+macro_rules! inserts {
+    ($($(#[$doc:meta])* $name:ident = $known:ident, $into:expr, $columns:expr;)*) => {
+        $($(#[$doc])* static $name: $crate::bulk::Bulk = $crate::bulk::Bulk::insert(
+            stringify!($name), $crate::bulk::Known::$known, $into, $columns);)*
+        pub(super) fn bulks() -> Vec<&'static $crate::bulk::Bulk> {
+            vec![$(&$name),*]
+        }
+    };
+}
+
 /// Binds the values of one row; [`Bulk::runs`] refuses a wrong number of them.
 macro_rules! row {
     ($arguments:expr, $($value:expr),* $(,)?) => {{
@@ -228,15 +286,11 @@ mod tests {
     #[test]
     fn a_text_has_one_placeholder_per_value() {
         assert_eq!(
-            PAIRS.text(1, Placeholders::Numbered),
+            PAIRS.text(1, Backend::Postgres),
             "INSERT INTO t (a, b) VALUES ($1, $2) ON CONFLICT DO NOTHING"
         );
-        assert_eq!(PAIRS.text(8, Placeholders::Plain).matches('?').count(), 16);
-        assert!(
-            PAIRS
-                .text(8, Placeholders::Numbered)
-                .contains("($15, $16) ON")
-        );
+        assert_eq!(PAIRS.text(8, Backend::Sqlite).matches('?').count(), 16);
+        assert!(PAIRS.text(8, Backend::Postgres).contains("($15, $16) ON"));
     }
 
     static TAGGED: Bulk = Bulk::new(
@@ -247,13 +301,44 @@ mod tests {
     );
 
     #[test]
+    fn each_database_has_its_own_word_for_rows_that_are_there() {
+        static NEW: Bulk = Bulk::insert("NEW", Known::Refused, "INTO t (a) VALUES ", 1);
+        static ANY: Bulk = Bulk::insert("ANY", Known::Kept, "INTO t (a) VALUES ", 1);
+        for (bulk, backend, text) in [
+            (
+                &NEW,
+                Backend::Postgres,
+                "INSERT INTO t (a) VALUES ($1) ON CONFLICT DO NOTHING",
+            ),
+            (
+                &NEW,
+                Backend::Sqlite,
+                "INSERT OR FAIL INTO t (a) VALUES (?)",
+            ),
+            (
+                &ANY,
+                Backend::Postgres,
+                "INSERT INTO t (a) VALUES ($1) ON CONFLICT DO NOTHING",
+            ),
+            (
+                &ANY,
+                Backend::Sqlite,
+                "INSERT OR FAIL INTO t (a) VALUES (?) ON CONFLICT DO NOTHING",
+            ),
+        ] {
+            assert_eq!(bulk.text(1, backend), text);
+        }
+        assert!(NEW.is_all_new() && !ANY.is_all_new() && !PAIRS.is_all_new());
+    }
+
+    #[test]
     fn what_rows_share_is_bound_once_and_first() {
         assert_eq!(
-            TAGGED.text(2, Placeholders::Numbered),
+            TAGGED.text(2, Backend::Postgres),
             "INSERT INTO t (a, b, c) SELECT $1, $2, r.* FROM (VALUES ($3), ($4)) AS r"
         );
         assert_eq!(
-            TAGGED.text(1, Placeholders::Plain),
+            TAGGED.text(1, Backend::Sqlite),
             "INSERT INTO t (a, b, c) SELECT ?, ?, r.* FROM (VALUES (?)) AS r"
         );
         let share = |arguments: &mut sqlx::sqlite::SqliteArguments| {
@@ -263,7 +348,7 @@ mod tests {
         let rows = [1_i64; 3];
         let runs = TAGGED.runs(
             &rows,
-            Placeholders::Plain,
+            Backend::Sqlite,
             Repeats::Never,
             share,
             |arguments, row| arguments.add(*row),
@@ -278,7 +363,7 @@ mod tests {
             arguments.add(*row)?;
             arguments.add(*row)
         };
-        let runs = PAIRS.runs(&rows, Placeholders::Plain, repeats, share_nothing, bind);
+        let runs = PAIRS.runs(&rows, Backend::Sqlite, repeats, share_nothing, bind);
         runs.map(|run| run.unwrap().arguments.len()).collect()
     }
 
@@ -300,7 +385,7 @@ mod tests {
         let run = PAIRS
             .runs::<_, sqlx::sqlite::SqliteArguments>(
                 &[1_i64],
-                Placeholders::Plain,
+                Backend::Sqlite,
                 Repeats::Never,
                 share_nothing,
                 |arguments, row| arguments.add(*row),

@@ -3,7 +3,8 @@
 //! Counted, so that the list stays short:
 //!
 //! 1. how a write transaction begins;
-//! 2. placeholders of generated multi-row statements (`$n`, `?`);
+//! 2. generated multi-row statements (in `bulk`): their placeholders (`$n`, `?`), and the word for rows
+//!    that must be new;
 //! 3. the lock on the counters of tenants: SQLite has one writer;
 //! 4. the lock on the row of an instance;
 //! 5. the lock on periods that a post relies on;
@@ -11,10 +12,11 @@
 //! 7. partitions, and what lies in the one that must stay empty;
 //! 8. how the table of migrations is looked up;
 //! 9. whether statements that follow each other are sent as one text;
-//! 10. how a transaction begins whose reads see one snapshot.
+//! 10. how a transaction begins whose reads see one snapshot;
+//! 11. how rows that should have been new and were not are told: by their number, or by an error.
 
 use sluice_domain::time::UnixMillis;
-use sqlx::error::BoxDynError;
+use sqlx::error::{BoxDynError, ErrorKind};
 use sqlx::{
     Database, FromRow, PgPool, PgTransaction, Postgres, Sqlite, SqlitePool, SqliteTransaction,
 };
@@ -23,16 +25,7 @@ use uuid::Uuid;
 use crate::bulk::{Bulk, Repeats, share_nothing};
 use crate::error::Failure;
 use crate::group::{Group, Part};
-
-/// How parameters are written in generated statements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Placeholders {
-    /// `$1`, `$2`, …
-    Numbered,
-    /// `?`: SQLite keeps the names of numbered ones in a list that the driver searches for each
-    /// parameter, which takes milliseconds with some thousand of them.
-    Plain,
-}
+use crate::storage::Backend;
 
 /// A connection of one of the databases. Its methods are the functions of this crate that run SQL;
 /// `on_both!` writes them once.
@@ -72,7 +65,7 @@ pub(crate) mod postgres {
             ORDER BY counter_id FOR UPDATE";
         BEGIN_SNAPSHOT = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
         LOCK_INSTANCE = "SELECT instance_id FROM instances WHERE instance_id = $1 FOR UPDATE";
-        COUNT_STRAY_RECORDS = "SELECT COUNT(*) FROM usage_records_default";
+        COUNT_STRAY_RECORDS = "SELECT COUNT(*) FROM usage_rows_default";
         LOCK_PERIODS = "SELECT period FROM periods WHERE tenant_id = ANY($1) AND period = ANY($2) \
             ORDER BY tenant_id, period FOR SHARE";
         NOTIFY_FEED = "SELECT CAST(pg_notify('sluice_feed', '') AS TEXT)";
@@ -114,7 +107,7 @@ pub(crate) async fn begin_sqlite_snapshot(
 }
 
 impl Session<'_, Postgres> {
-    pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Numbered;
+    pub(crate) const BACKEND: Backend = Backend::Postgres;
 
     /// Locks the counters of tenants in months, in the order of their ids, so that two writers never
     /// wait for each other.
@@ -174,6 +167,23 @@ impl Session<'_, Postgres> {
         Ok(changed)
     }
 
+    /// Runs inserts, one after the other. When a row that must be new is there already, that is
+    /// [`Failure::NotAllNew`].
+    pub(crate) async fn insert_group<const PARTS: usize>(
+        &mut self,
+        _group: &'static Group,
+        parts: [Part<'_, Args<Self>>; PARTS],
+    ) -> Result<(), Failure> {
+        for part in parts {
+            let expected = part.bulk.is_all_new().then_some(part.rows);
+            let inserted = self.execute_part(part).await?;
+            if expected.is_some_and(|expected| inserted != expected) {
+                return Err(Failure::NotAllNew);
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the partitions of this month and the next two; returns how many were missing.
     pub(crate) async fn ensure_partitions(&mut self, now: UnixMillis) -> Result<i32, Failure> {
         Ok(sql_scalar!(postgres::ENSURE_PARTITIONS, now.0)
@@ -190,7 +200,7 @@ impl Session<'_, Postgres> {
 
 #[expect(clippy::unused_async, reason = "the other side of each pair awaits")]
 impl Session<'_, Sqlite> {
-    pub(crate) const PLACEHOLDERS: Placeholders = Placeholders::Plain;
+    pub(crate) const BACKEND: Backend = Backend::Sqlite;
 
     pub(crate) async fn lock_tenant_counters(
         &mut self,
@@ -237,6 +247,24 @@ impl Session<'_, Sqlite> {
         Ok(changed)
     }
 
+    /// Runs inserts as one text. When a row that must be new is there already, that is
+    /// [`Failure::NotAllNew`].
+    pub(crate) async fn insert_group<const PARTS: usize>(
+        &mut self,
+        group: &'static Group,
+        parts: [Part<'_, Args<Self>>; PARTS],
+    ) -> Result<(), Failure> {
+        match self.execute_group(group, parts).await {
+            Err(Failure::Sql(sqlx::Error::Database(cause)))
+                if cause.kind() == ErrorKind::UniqueViolation =>
+            {
+                Err(Failure::NotAllNew)
+            }
+            Err(failure) => Err(failure),
+            Ok(_changed) => Ok(()),
+        }
+    }
+
     pub(crate) async fn ensure_partitions(&mut self, _now: UnixMillis) -> Result<i32, Failure> {
         Ok(0)
     }
@@ -278,7 +306,7 @@ on_both! {
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<usize, Failure> {
         let mut changed = 0;
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, Repeats::Never, share, bind) {
+        for run in bulk.runs(rows, Self::BACKEND, Repeats::Never, share, bind) {
             let run = run?;
             let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
             changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
@@ -313,7 +341,7 @@ on_both! {
         T: for<'r> FromRow<'r, Row<Self>> + Send + Unpin,
     {
         let mut found = Vec::new();
-        for run in bulk.runs(rows, Self::PLACEHOLDERS, repeats, share, bind) {
+        for run in bulk.runs(rows, Self::BACKEND, repeats, share, bind) {
             let run = run?;
             found.extend(sqlx::query_as_with(run.sql, run.arguments).fetch_all(&mut *self.conn).await?);
         }

@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use sqlx::Arguments;
 use sqlx::error::BoxDynError;
 
-use crate::bulk::{Bulk, Run, SIZES, WRONG_WIDTH, share_nothing};
-use crate::dialect::Placeholders;
+use crate::bulk::{Bulk, PADDED_UP_TO, Run, SIZES, WRONG_WIDTH, share_nothing};
 use crate::error::{Failure, internal};
+use crate::storage::Backend;
 
 /// Most statements in a group.
 const MOST_PARTS: usize = 4;
@@ -66,7 +66,8 @@ impl Group {
         }
     }
 
-    /// Cuts the rows of all parts into runs; each part in a run has as many rows.
+    /// Cuts the rows of all parts into runs; each part in a run has as many rows. A few rows that may
+    /// be inserted twice are repeated rather than given a run of their own.
     ///
     /// A group is used with the same statements in the same order always.
     pub(crate) fn runs<'r, A: Arguments + Default, const PARTS: usize>(
@@ -77,19 +78,33 @@ impl Group {
         let mut done = [0; PARTS];
         std::iter::from_fn(move || {
             let left: [usize; PARTS] = std::array::from_fn(|part| parts[part].rows - done[part]);
-            let most = left.into_iter().max()?;
-            let at = SIZES.iter().position(|size| *size <= most)?;
-            let has = left.map(|left| left >= SIZES[at]);
-            let sql = self.text(parts.each_ref().map(|part| part.bulk), has, at);
+            let size = fitting(left.into_iter().max()?)?;
+            // What the next run will have, if the few wait for it.
+            let later = parts.iter().zip(left).map(|(part, left)| {
+                if part.bulk.may_repeat() {
+                    0
+                } else {
+                    left % size
+                }
+            });
+            let later = later.max().and_then(fitting).unwrap_or(0);
+            let has: [bool; PARTS] = std::array::from_fn(|part| {
+                let is_padded = parts[part].bulk.may_repeat()
+                    && size <= PADDED_UP_TO
+                    && left[part] > later
+                    && left[part] > 0;
+                left[part] >= size || is_padded
+            });
+            let sql = self.text(parts.each_ref().map(|part| part.bulk), has, size);
             let mut arguments = A::default();
-            for (part, done) in parts.iter_mut().zip(&mut done) {
-                if part.rows - *done < SIZES[at] {
+            for (at, part) in parts.iter_mut().enumerate() {
+                if !has[at] {
                     continue;
                 }
-                if let Err(failure) = bind_rows(part, *done, SIZES[at], &mut arguments) {
+                if let Err(failure) = bind_rows(part, done[at], size, &mut arguments) {
                     return Some(Err(failure));
                 }
-                *done += SIZES[at];
+                done[at] = (done[at] + size).min(part.rows);
             }
             Some(Ok(Run { sql, arguments }))
         })
@@ -99,17 +114,27 @@ impl Group {
         &'static self,
         bulks: [&'static Bulk; PARTS],
         has: [bool; PARTS],
-        at: usize,
+        size: usize,
     ) -> &'static str {
+        let at = SIZES
+            .iter()
+            .position(|s| *s == size)
+            .unwrap_or(SIZES.len() - 1);
         let mask = has.iter().fold(0, |mask, has| mask * 2 + usize::from(*has));
         self.texts[mask][at].get_or_init(|| {
             let present = bulks.iter().zip(has).filter(|(_, has)| *has);
-            let texts = present.map(|(bulk, _)| bulk.build(SIZES[at], Placeholders::Plain));
+            let texts = present.map(|(bulk, _)| bulk.build(SIZES[at], Backend::Sqlite));
             texts.collect::<Vec<_>>().join("; ")
         })
     }
 }
 
+/// Returns the largest size of a run for so many rows that are left.
+fn fitting(left: usize) -> Option<usize> {
+    SIZES.into_iter().find(|size| *size <= left)
+}
+
+/// Binds `count` rows, the last one again where there are no more.
 fn bind_rows<A: Arguments>(
     part: &mut Part<'_, A>,
     first: usize,
@@ -121,7 +146,7 @@ fn bind_rows<A: Arguments>(
     arguments.reserve(values, 0);
     (part.share)(arguments).map_err(sqlx::Error::Encode)?;
     for row in first..first + count {
-        (part.bind)(arguments, row).map_err(sqlx::Error::Encode)?;
+        (part.bind)(arguments, row.min(part.rows - 1)).map_err(sqlx::Error::Encode)?;
     }
     if arguments.len() == before + values {
         Ok(())
@@ -178,6 +203,31 @@ mod tests {
                 ),
             ]
         );
+    }
+
+    #[test]
+    fn a_few_rows_that_may_be_repeated_wait_for_a_run_that_they_fill() {
+        use crate::bulk::Known;
+
+        static GROUP: Group = Group::new();
+        static KEPT: Bulk = Bulk::insert("KEPT", Known::Kept, "INTO kept (a) VALUES ", 1);
+        let sizes = |kept: usize, rows: usize| -> Vec<[usize; 2]> {
+            let all = [7; 64];
+            let runs = GROUP.runs([part(&KEPT, &all[..kept]), part(&ONE, &all[..rows])]);
+            let runs = runs.map(|run| run.unwrap()).map(|run| {
+                let has_kept = usize::from(run.sql.contains("INTO kept"));
+                let has_rows = usize::from(run.sql.contains("INTO one"));
+                let size = run.arguments.len() / (has_kept + has_rows);
+                [size * has_kept, size * has_rows]
+            });
+            runs.collect()
+        };
+        assert_eq!(sizes(1, 50), [[0, 32], [0, 16], [2, 2]]);
+        assert_eq!(sizes(3, 7), [[4, 4], [0, 2], [0, 1]]);
+        assert_eq!(sizes(5, 2), [[4, 0], [2, 2]]);
+        // Too many repetitions would cost more than a run.
+        assert_eq!(sizes(1, 16), [[0, 16], [1, 0]]);
+        assert_eq!(sizes(3, 0), [[2, 0], [1, 0]]);
     }
 
     #[test]

@@ -4,24 +4,32 @@
 //! and finds instances, `leases` takes and returns what they may spend, and `late` is what an operator
 //! booked for one that was away.
 //!
-//! For posts, `kind` finds records that have much in common, `sums` is what is computed before the
-//! database is asked, `post` decides which records are new, `booking` writes those with all that hangs
-//! on them, `insert` is its part that costs most, and `quarantine` sets aside what is refused.
+//! For posts, `kind` finds records that have much in common, `kind_hash` tells what they share apart and
+//! `kind_rows` stores it,
+//! `callers` knows who called lately, `sums` is what is computed before the database is asked, `post`
+//! decides which records are new, `booking` writes those with all that hangs on them, `insert` is its
+//! part that costs most, and `quarantine` sets aside what is refused.
 
 mod booking;
+mod callers;
 mod counters;
 mod guard;
 mod insert;
 mod instance;
 mod kind;
+mod kind_hash;
+mod kind_rows;
 mod late;
 mod leases;
 mod post;
 mod quarantine;
 mod sums;
 
+pub(crate) use callers::Callers;
 pub(crate) use counters::{Move, scope_and_month};
+pub(crate) use guard::MAX_POST_NO;
 pub(crate) use instance::AmountRow;
+pub(crate) use kind_hash::KindContent;
 pub(crate) use late::{Entry, EntryKind};
 pub(crate) use sums::upstream_of_rollup;
 
@@ -41,8 +49,7 @@ statements! {
     COUNT_ROWS = "UPDATE instances SET posted_rows = posted_rows + $2, \
             quarantined_rows = quarantined_rows + $3 \
         WHERE instance_id = $1";
-    LIST_POSTED = "SELECT request_id, post_no FROM usage_records \
-        WHERE instance_id = $1 AND post_no BETWEEN $2 AND $3";
+    LIST_POSTED = "SELECT origin FROM usage_rows WHERE origin BETWEEN $1 AND $2";
     LIST_QUARANTINED = "SELECT post_no FROM quarantine \
         WHERE instance_id = $1 AND post_no BETWEEN $2 AND $3";
     OLDEST_OPEN_PERIOD = "SELECT period FROM periods WHERE tenant_id = $1 AND state = 'open' \
@@ -145,7 +152,10 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        in_transaction!(self, post_new(guard, mode, records, in_flight, now))
+        in_transaction!(
+            self,
+            post_new(guard, mode, records, in_flight, now, self.callers())
+        )
     }
 
     /// Posts records of which some were there already.
@@ -157,7 +167,10 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        in_transaction!(self, post_mixed(guard, mode, records, in_flight, now))
+        in_transaction!(
+            self,
+            post_mixed(guard, mode, records, in_flight, now, self.callers())
+        )
     }
 }
 
@@ -167,6 +180,7 @@ pub(crate) fn bulks() -> Vec<&'static crate::bulk::Bulk> {
         booking::bulks(),
         counters::bulks(),
         insert::bulks(),
+        kind_rows::bulks(),
         leases::bulks(),
         post::bulks(),
     ]

@@ -58,7 +58,6 @@ pub mod verify;
 
 pub mod secret;
 
-use dialect::Placeholders;
 pub use migration::{MigrationReport, MigrationState};
 pub use statement::Statement;
 
@@ -67,9 +66,9 @@ pub use storage::{Backend, InvalidUrl, Storage, StorageOptions};
 /// Returns every SQL text that runs on a database, for the test that prepares them. Generated ones
 /// come in their smallest and their largest size.
 pub fn statements(backend: Backend) -> Vec<Statement> {
-    let (own, placeholders) = match backend {
-        Backend::Postgres => (dialect::postgres::STATEMENTS, Placeholders::Numbered),
-        Backend::Sqlite => (dialect::sqlite::STATEMENTS, Placeholders::Plain),
+    let own = match backend {
+        Backend::Postgres => dialect::postgres::STATEMENTS,
+        Backend::Sqlite => dialect::sqlite::STATEMENTS,
     };
     let mut all = [
         own,
@@ -90,10 +89,6 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
     .concat();
     all.extend(ledger::statements());
     let bulks = [feed::bulks(), ledger::bulks(), usage::bulks()].concat();
-    all.extend(
-        bulks
-            .into_iter()
-            .flat_map(|bulk| bulk.statements(placeholders)),
-    );
+    all.extend(bulks.into_iter().flat_map(|bulk| bulk.statements(backend)));
     all
 }

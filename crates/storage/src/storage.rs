@@ -14,6 +14,7 @@ use sqlx::{ConnectOptions, PgPool, SqlitePool};
 use tracing::log::LevelFilter;
 
 use crate::error::{Failure, internal};
+use crate::ledger::Callers;
 
 /// How long a call waits for a connection of PostgreSQL.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,11 +25,11 @@ const SQLITE_MAX_READERS: u32 = 4;
 /// Page cache of one SQLite connection. A negative number is KiB.
 const SQLITE_CACHE: &str = "-2000";
 /// Bytes of a page, fixed when a file is made. Records are appended, so large pages mean fewer
-/// reads and writes.
-const SQLITE_PAGE_BYTES: u32 = 16_384;
+/// reads and writes; but a batch writes each page that it changes whole, and of most it changes a row.
+const SQLITE_PAGE_BYTES: u32 = 8_192;
 /// Pages in the write-ahead log before it is copied back: 16 MiB. A page that changes in every
 /// batch is copied once per checkpoint.
-const SQLITE_CHECKPOINT_PAGES: &str = "1000";
+const SQLITE_CHECKPOINT_PAGES: &str = "2000";
 /// Bytes to which the write-ahead log is cut after a checkpoint.
 const SQLITE_WAL_LIMIT: &str = "33554432";
 /// Prepared statements kept per connection: all constants and all sizes of generated ones.
@@ -96,10 +97,11 @@ pub(crate) enum Pools {
 
 /// The database, behind operations that are atomic each.
 ///
-/// Cheap to clone; clones share their connections.
+/// Cheap to clone; clones share their connections, and what is remembered of callers.
 #[derive(Clone)]
 pub struct Storage {
     pools: Arc<Pools>,
+    callers: Arc<Callers>,
 }
 
 impl fmt::Debug for Storage {
@@ -127,9 +129,7 @@ impl Storage {
             "postgres" | "postgresql" if rest.starts_with("//") => open_postgres(options).await?,
             _ => return Err(internal(InvalidUrl::Scheme)),
         };
-        Ok(Self {
-            pools: Arc::new(pools),
-        })
+        Ok(Self::new(pools))
     }
 
     /// As [`open`](Self::open), but a database on a server is not reached for: the first call
@@ -146,9 +146,7 @@ impl Storage {
             return Self::open(options).await;
         }
         let (pool, connect) = postgres_pool(options)?;
-        Ok(Self {
-            pools: Arc::new(Pools::Postgres(pool.connect_lazy_with(connect))),
-        })
+        Ok(Self::new(Pools::Postgres(pool.connect_lazy_with(connect))))
     }
 
     /// Returns the kind of the database.
@@ -184,8 +182,19 @@ impl Storage {
         }
     }
 
+    fn new(pools: Pools) -> Self {
+        Self {
+            pools: Arc::new(pools),
+            callers: Arc::new(Callers::new()),
+        }
+    }
+
     pub(crate) fn pools(&self) -> &Pools {
         &self.pools
+    }
+
+    pub(crate) fn callers(&self) -> &Callers {
+        &self.callers
     }
 }
 

@@ -62,15 +62,15 @@ bulks! {
         // Both halves of the view `attempts`: SQLite would read the whole of it for a join.
         ") SELECT a.request_id AS request_id, a.n AS n, a.upstream_id, a.upstream_key_id, a.upstream_model, \
             a.status, a.error, a.started_at_ms, a.head_ms \
-        FROM wanted w JOIN failed_attempts a ON a.request_id = w.request_id \
+        FROM wanted w CROSS JOIN failed_attempts a WHERE a.request_id = w.request_id \
         UNION ALL SELECT r.request_id, r.attempt_count, r.upstream_id, r.upstream_key_id, r.upstream_model, \
             r.attempt_status, CAST(NULL AS TEXT), r.attempt_started_at_ms, r.attempt_head_ms \
-        FROM wanted w JOIN usage_records r ON r.request_id = w.request_id \
-        WHERE r.attempt_head_ms IS NOT NULL ORDER BY request_id, n";
+        FROM wanted w CROSS JOIN usage_records r \
+        WHERE r.request_id = w.request_id AND r.attempt_head_ms IS NOT NULL ORDER BY request_id, n";
     DETAILS_OF = "WITH wanted (request_id) AS (VALUES ",
         1,
         ") SELECT d.request_id, d.ip, d.user_agent \
-        FROM wanted w JOIN record_details d ON d.request_id = w.request_id";
+        FROM wanted w CROSS JOIN record_details d WHERE d.request_id = w.request_id";
 }
 
 /// A usage record as it is stored.

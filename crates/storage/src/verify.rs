@@ -1,11 +1,12 @@
 //! The identities of the ledger, each a query that finds nothing when it holds.
 //!
-//! `amounts` adds up, `origins` looks for what is missing or hangs on nothing, `calendar` looks at
-//! months and statements, and `warnings` at what a person should know of a sound ledger.
+//! `amounts` adds up, `origins` looks for what is missing or hangs on nothing, `kinds` at what records
+//! share, `calendar` at months and statements, and `warnings` at what a person should know of a sound ledger.
 
 mod amounts;
 mod calendar;
 mod checks;
+mod kinds;
 mod origins;
 mod warnings;
 
@@ -25,7 +26,7 @@ pub use self::origins::StoredPost;
 /// A row that breaks an identity of the ledger, or that somebody should look at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
-    /// The rule: `V1` to `V14` are faults, `W1` is a warning.
+    /// The rule: `V1` to `V15` are faults, `W1` is a warning.
     pub id: &'static str,
     /// The table of the row.
     pub table: &'static str,
@@ -143,6 +144,7 @@ on_both! {
         findings.extend(self.verify_instances().await?);
         findings.extend(self.verify_leases().await?);
         findings.extend(self.verify_what_hangs_on_records().await?);
+        findings.extend(self.verify_kinds().await?);
         findings.extend(self.verify_calendar(floor).await?);
         findings.extend(self.warnings(now).await?);
         Ok(findings)

@@ -1,4 +1,4 @@
-//! Writes records with all that hangs on them: statement months, attempts, details, counters, rollups.
+//! Writes records with all that hangs on them: statement months, attempts, counters, rollups.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,10 @@ use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
+use super::callers::Callers;
 use super::counters::{Counter, Counters, Move};
+use super::guard::Poster;
+use super::insert::Rows;
 use super::kind::kinds;
 use super::sums::{self, Charges, Entries};
 use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
@@ -107,16 +110,18 @@ on_both! {
     /// Books records that must all be new.
     pub(crate) async fn book(
         &mut self,
-        instance: InstanceId,
+        poster: Poster,
         mode: PostMode,
         records: &[&NumberedRecord],
         in_flight: &[Lease],
         now: UnixMillis,
+        callers: &Callers,
     ) -> Result<Posted, Failure> {
         if records.is_empty() {
             return Ok(Posted::default());
         }
-        let kinds = kinds(records.iter().copied());
+        let instance = poster.id;
+        let (kinds, places) = kinds(records);
         let charges = sums::charges(&kinds);
         let counters = self.counters_of(instance, &charges, now).await?;
         let statement_periods = self.statement_periods(&counters).await?;
@@ -130,7 +135,8 @@ on_both! {
                 Entries::new(kind, statement)
             })
             .collect();
-        self.insert_records(instance, &batch).await?;
+        let rows = Rows { records, places: &places, kinds: &batch };
+        self.insert_records(poster, &rows, callers, now).await?;
         let (moves, leases) = match mode {
             PostMode::Live => {
                 let moves = live_moves(&counters.found, &charges)?;

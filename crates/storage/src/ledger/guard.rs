@@ -1,5 +1,6 @@
 //! The guard: the first statement of every transaction of an instance.
 
+use sluice_domain::id::InstanceId;
 use sluice_domain::ports::{Guard, InstanceState, PostMode, StoreError};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
@@ -13,7 +14,8 @@ statements! {
             posted_no = CASE WHEN posted_no < $7 THEN $7 ELSE posted_no END, \
             posted_rows = posted_rows + $8 \
         WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4 \
-            AND (posted_no = $6 OR (posted_no > $6 AND CAST($8 AS BIGINT) = 0))";
+            AND (posted_no = $6 OR (posted_no > $6 AND CAST($8 AS BIGINT) = 0)) \
+        RETURNING instance_no";
     FIND_GUARD = "SELECT posted_no FROM instances \
         WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state = $4";
     PASS_RESYNC = "UPDATE instances SET seq = CAST($3 AS BIGINT) + 1, heartbeat_at_ms = $4 \
@@ -35,10 +37,33 @@ impl Numbers {
             return Err(internal("the numbers of a batch are not dense"));
         }
         let last = records.last().map_or(0, |numbered| numbered.post_no);
+        if last > MAX_POST_NO {
+            return Err(internal("an instance has no more numbers"));
+        }
         Ok(Self {
             before_first: first - 1,
             last,
         })
+    }
+}
+
+/// Bits of an origin that are the number of the post; the rest is the number of the instance.
+const POST_BITS: u32 = 40;
+/// The highest number of a post.
+pub(crate) const MAX_POST_NO: i64 = (1 << POST_BITS) - 1;
+
+/// An instance that has passed the guard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Poster {
+    pub(crate) id: InstanceId,
+    /// Its number in the database, which may be another after the database went back.
+    pub(crate) no: i64,
+}
+
+impl Poster {
+    /// Returns what the ledger calls a post of all instances by.
+    pub(crate) const fn origin(self, post_no: i64) -> i64 {
+        (self.no << POST_BITS) | post_no
     }
 }
 
@@ -61,10 +86,10 @@ on_both! {
         numbers: Numbers,
         new_rows: usize,
         now: UnixMillis,
-    ) -> Result<(), Failure> {
+    ) -> Result<Poster, Failure> {
         let (instance, boot) = (guard.instance_id.as_uuid(), guard.boot_id.as_uuid());
         let state = state_for(mode).as_str();
-        let passed = sql!(
+        let passed: Option<i64> = sql_scalar!(
             PASS_GUARD,
             instance,
             boot,
@@ -75,10 +100,10 @@ on_both! {
             numbers.last,
             i64::try_from(new_rows).unwrap_or(i64::MAX),
         )
-        .execute(&mut *self.conn)
+        .fetch_optional(&mut *self.conn)
         .await?;
-        if passed.rows_affected() == 1 {
-            return Ok(());
+        if let Some(no) = passed {
+            return Ok(Poster { id: guard.instance_id, no });
         }
         let posted_no: Option<i64> = sql_scalar!(FIND_GUARD, instance, boot, guard.seq, state)
             .fetch_optional(&mut *self.conn)

@@ -9,14 +9,16 @@ use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::counters::scope_and_month;
-use crate::error::{Failure, corrupt};
+use crate::error::{Failure, corrupt, internal};
 
 statements! {
     FIND_INSTANCE = "SELECT boot_id, seq, state, posted_no, heartbeat_at_ms FROM instances \
         WHERE instance_id = $1";
-    INSERT_INSTANCE = "INSERT INTO instances (instance_id, boot_id, seq, state, posted_no, posted_rows, \
-            quarantined_rows, dropped_rows, heartbeat_at_ms) \
-        VALUES ($1, $2, 0, 'live', 0, 0, 0, 0, $3) ON CONFLICT DO NOTHING";
+    // Does nothing when another instance takes the number first.
+    INSERT_INSTANCE = "INSERT INTO instances (instance_no, instance_id, boot_id, seq, state, posted_no, \
+            posted_rows, quarantined_rows, dropped_rows, heartbeat_at_ms) \
+        SELECT COALESCE(MAX(instance_no), 0) + 1, $1, $2, 0, 'live', 0, 0, 0, 0, $3 \
+        FROM instances WHERE TRUE ON CONFLICT DO NOTHING";
     // The number stays: it would hide that the database went back.
     CLAIM_INSTANCE = "UPDATE instances SET boot_id = $2, heartbeat_at_ms = $3 \
         WHERE instance_id = $1";
@@ -37,6 +39,9 @@ statements! {
 /// # Units
 /// Milliseconds.
 const LIVE_FOR_MS: i64 = 15_000;
+
+/// How often a new instance asks for a number: each time that it gets none, another got one.
+const CLAIM_TRIES: u32 = 64;
 
 /// A row of `instances`.
 #[derive(Debug, FromRow)]
@@ -102,8 +107,15 @@ on_both! {
         now: UnixMillis,
     ) -> Result<InstanceRow, Failure> {
         let instance = instance_id.as_uuid();
-        sql!(INSERT_INSTANCE, instance, boot.as_uuid(), now.0).execute(&mut *self.conn).await?;
-        let found = self.find_instance(instance_id).await?.ok_or(StoreError::Guard)?;
+        let mut found = self.find_instance(instance_id).await?;
+        for _ in 0..CLAIM_TRIES {
+            if found.is_some() {
+                break;
+            }
+            sql!(INSERT_INSTANCE, instance, boot.as_uuid(), now.0).execute(&mut *self.conn).await?;
+            found = self.find_instance(instance_id).await?;
+        }
+        let found = found.ok_or_else(|| internal("other instances took every number"))?;
         if found.boot_id == boot {
             return Ok(found);
         }

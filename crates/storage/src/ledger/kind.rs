@@ -6,13 +6,13 @@ use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
-use sluice_domain::quota::{Amounts, Payer, ScopeSet};
+use sluice_domain::quota::{Payer, ScopeSet};
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::route::Endpoint;
 use sluice_domain::time::{LocalDay, Month};
 use sluice_domain::usage::{Basis, Ending, Stage};
 
-/// Everything of a row of `usage_records` that many records have in common.
+/// Everything that decides the row of `record_kinds` of a record, and who is charged how.
 #[derive(PartialEq, Eq)]
 struct Common<'r> {
     payer: Payer,
@@ -23,7 +23,6 @@ struct Common<'r> {
     requested_model: &'r str,
     upstream: Option<(UpstreamId, Option<UpstreamKeyId>, &'r str)>,
     attempts: usize,
-    has_succeeded: bool,
     /// Of the last attempt, when it succeeded.
     attempt_status: Option<u16>,
     ending: Ending,
@@ -32,8 +31,6 @@ struct Common<'r> {
     error_code: Option<&'r str>,
     basis: Basis,
     leased: ScopeSet,
-    /// Nearly always nothing.
-    excess: Amounts,
 }
 
 impl Hash for Common<'_> {
@@ -63,7 +60,6 @@ impl<'r> Common<'r> {
                 )
             }),
             attempts: end.attempts.len(),
-            has_succeeded: success(record).is_some(),
             attempt_status: success(record).and_then(|attempt| attempt.status),
             ending: end.ending,
             stage: end.stage,
@@ -71,7 +67,6 @@ impl<'r> Common<'r> {
             error_code: end.error_code.as_deref(),
             basis: end.basis,
             leased: open.hold.leased,
-            excess: record.excess(),
         }
     }
 }
@@ -90,13 +85,15 @@ pub(crate) struct Kind<'r> {
     pub(crate) records: Vec<&'r NumberedRecord>,
 }
 
-/// Sorts records by kind, in the order in which kinds first appear.
-pub(crate) fn kinds<'r>(records: impl Iterator<Item = &'r NumberedRecord>) -> Vec<Kind<'r>> {
+/// Sorts records by kind, in the order in which kinds first appear. Returns the kinds, and the place
+/// of each record's.
+pub(crate) fn kinds<'r>(records: &[&'r NumberedRecord]) -> (Vec<Kind<'r>>, Vec<usize>) {
     let mut kinds: Vec<Kind<'r>> = Vec::new();
+    let mut of = Vec::with_capacity(records.len());
     let mut places: HashMap<Common<'r>, usize> = HashMap::new();
     // Neighbors are often of one kind, and comparing costs less than hashing.
     let mut last: Option<(Common<'r>, usize)> = None;
-    for numbered in records {
+    for &numbered in records {
         let common = Common::of(&numbered.record);
         let place = match &last {
             Some((known, place)) if *known == common => *place,
@@ -108,6 +105,7 @@ pub(crate) fn kinds<'r>(records: impl Iterator<Item = &'r NumberedRecord>) -> Ve
                 place
             }
         };
+        of.push(place);
         if let Some(kind) = kinds.get_mut(place) {
             kind.records.push(numbered);
         } else {
@@ -117,5 +115,5 @@ pub(crate) fn kinds<'r>(records: impl Iterator<Item = &'r NumberedRecord>) -> Ve
             });
         }
     }
-    kinds
+    (kinds, of)
 }

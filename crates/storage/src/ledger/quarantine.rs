@@ -48,9 +48,9 @@ on_both! {
     ) -> Result<(), Failure> {
         let records = std::slice::from_ref(numbered);
         let numbers = Numbers::of(records)?;
-        self.pass_guard(guard, mode, numbers, 0, now).await?;
-        let known = self.find_known(guard.instance_id, records, numbers).await?;
-        if known.has_dealt_with(numbered.post_no) {
+        let poster = self.pass_guard(guard, mode, numbers, 0, now).await?;
+        let known = self.find_known(poster, records, numbers).await?;
+        if known.has_dealt_with(poster, numbered.post_no) {
             return Ok(());
         }
         self.set_aside(guard.instance_id, mode, numbered, reason, now).await?;

@@ -5,13 +5,14 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluice_domain::id::UpstreamId;
+use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::quota::{Amounts, CounterKey};
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::usage::{Ending, Stage};
 use uuid::Uuid;
 
-use super::kind::Kind;
+use super::kind::{Kind, success};
+use super::kind_hash::{KindContent, KindHash};
 use crate::text::clean;
 
 /// Records of one kind on their way into the ledger.
@@ -24,18 +25,54 @@ pub(crate) struct Entries<'r> {
     pub(crate) requested_model: Arc<str>,
     /// Of the last attempt.
     pub(crate) upstream_model: Option<Arc<str>>,
+    /// Of what they share.
+    pub(crate) hash: KindHash,
 }
 
 impl<'r> Entries<'r> {
     pub(crate) fn new(kind: Kind<'r>, statement_period: i32) -> Self {
         let Kind { sample, records } = kind;
         let last = sample.end.attempts.last();
-        Self {
+        let mut entries = Self {
             sample,
             records,
             statement_period,
             requested_model: clean(&sample.open.requested_model),
             upstream_model: last.map(|attempt| clean(&attempt.upstream_model)),
+            hash: KindHash::default(),
+        };
+        entries.hash = entries.content().hash();
+        entries
+    }
+
+    /// Returns what they share.
+    pub(crate) fn content(&self) -> KindContent<'_> {
+        let (open, end) = (&self.sample.open, &self.sample.end);
+        let last = self.last_attempt();
+        KindContent {
+            tenant_id: open.payer.tenant_id.as_uuid(),
+            user_id: open.payer.user_id.as_uuid(),
+            key_id: open.payer.key_id.as_uuid(),
+            period: open.period.as_number(),
+            statement_period: self.statement_period,
+            local_day: open.local_day.0,
+            endpoint: open.endpoint.as_str(),
+            streams: open.streams,
+            requested_model: &self.requested_model,
+            upstream_id: last.map(|attempt| attempt.upstream_id.as_uuid()),
+            upstream_model: self.upstream_model.as_deref(),
+            upstream_key_id: last
+                .and_then(|attempt| attempt.upstream_key_id)
+                .map(UpstreamKeyId::as_uuid),
+            attempt_count: i32::try_from(end.attempts.len()).unwrap_or(i32::MAX),
+            attempt_status: success(self.sample)
+                .and_then(|attempt| attempt.status)
+                .map(i32::from),
+            ending: end.ending.as_str(),
+            stage: stage_word(end.stage),
+            status: i32::from(end.status),
+            error_code: end.error_code.as_deref(),
+            basis: end.basis.as_str(),
         }
     }
 

@@ -46,8 +46,9 @@ statements! {
             COALESCE(r.n, 0) AS records, COALESCE(r.last, 0) AS last, COALESCE(q.n, 0) AS quarantined, \
             COALESCE(f.n, 0) AS removed \
         FROM instances i \
-        LEFT JOIN (SELECT instance_id, COUNT(*) AS n, MIN(post_no) AS first, MAX(post_no) AS last \
-            FROM usage_records GROUP BY instance_id) r ON r.instance_id = i.instance_id \
+        LEFT JOIN (SELECT origin >> 40 AS no, COUNT(*) AS n, MIN(origin) & 1099511627775 AS first, \
+                MAX(origin) & 1099511627775 AS last \
+            FROM usage_rows GROUP BY origin >> 40) r ON r.no = i.instance_no \
         LEFT JOIN (SELECT instance_id, COUNT(*) AS n, MIN(post_no) AS first, MAX(post_no) AS last \
             FROM quarantine GROUP BY instance_id) q \
             ON q.instance_id = i.instance_id \
@@ -59,13 +60,16 @@ statements! {
     // Which numbers of an instance are missing.
     V4_GAPS = "SELECT n.before_no, n.after_no FROM (SELECT post_no AS before_no, \
                 LEAD(post_no) OVER (ORDER BY post_no) AS after_no \
-            FROM (SELECT post_no FROM usage_records WHERE instance_id = $1 \
+            FROM (SELECT origin & 1099511627775 AS post_no FROM usage_rows \
+                    WHERE origin BETWEEN (SELECT instance_no FROM instances WHERE instance_id = $1) * 1099511627776 \
+                        AND (SELECT instance_no + 1 FROM instances WHERE instance_id = $1) * 1099511627776 - 1 \
                 UNION ALL SELECT post_no FROM quarantine WHERE instance_id = $1 \
                 UNION ALL SELECT 0 FROM instances WHERE instance_id = $1 \
                 UNION ALL SELECT posted_no + 1 FROM instances WHERE instance_id = $1) p) n \
         WHERE n.after_no > n.before_no + 1 ORDER BY n.before_no LIMIT 100";
-    V4_UNKNOWN_INSTANCES = "SELECT r.instance_id FROM (SELECT instance_id FROM usage_records \
-            UNION SELECT instance_id FROM quarantine UNION SELECT instance_id FROM ledger_floor) r \
+    V4_UNKNOWN_NUMBERS = "SELECT DISTINCT r.origin >> 40 FROM usage_rows r \
+        WHERE NOT EXISTS (SELECT 1 FROM instances i WHERE i.instance_no = (r.origin >> 40))";
+    V4_UNKNOWN_INSTANCES = "SELECT r.instance_id FROM (SELECT instance_id FROM quarantine UNION SELECT instance_id FROM ledger_floor) r \
         WHERE NOT EXISTS (SELECT 1 FROM instances i WHERE i.instance_id = r.instance_id)";
     // The name of a partition ends in its month.
     FLOOR = "SELECT MAX(partition_name) FROM ledger_floor";
@@ -111,7 +115,7 @@ statements! {
             OR SUM(excess) <> 0 OR SUM(loss) <> 0 OR SUM(cost) <> 0";
     // A charge is never more than what was held, and an excess only beyond it.
     V6_AMOUNTS = "SELECT request_id, bound_tokens, bound_nano, quota_tokens, charge_nano, excess_tokens, excess_nano \
-        FROM usage_records \
+        FROM usage_rows \
         WHERE quota_tokens < 0 OR quota_tokens > bound_tokens OR charge_nano < 0 OR charge_nano > bound_nano \
             OR excess_tokens < 0 OR excess_nano < 0 OR (excess_tokens > 0 AND quota_tokens < bound_tokens) \
             OR (excess_nano > 0 AND charge_nano < bound_nano)";
@@ -163,7 +167,8 @@ statements! {
         (SELECT 1 FROM statements s WHERE s.tenant_id = p.tenant_id AND s.statement_period = p.period)";
     // One row per number.
     V11_TWICE = "SELECT instance_id, post_no, COUNT(*) AS n \
-        FROM (SELECT instance_id, post_no FROM usage_records \
+        FROM (SELECT i.instance_id, r.origin & 1099511627775 AS post_no \
+                FROM usage_rows r JOIN instances i ON i.instance_no = (r.origin >> 40) \
             UNION ALL SELECT instance_id, post_no FROM quarantine) p \
         GROUP BY instance_id, post_no HAVING COUNT(*) > 1";
     // Only live instances lease; what is in flight is a part of it.
@@ -198,9 +203,14 @@ statements! {
         WHERE r.ending <> 'crashed' \
             AND r.attempt_count - CASE WHEN r.attempt_head_ms IS NULL THEN 0 ELSE 1 END <> COALESCE(f.n, 0)";
     V14_LOST_ATTEMPTS = "SELECT DISTINCT f.request_id FROM failed_attempts f \
-        WHERE NOT EXISTS (SELECT 1 FROM usage_records r WHERE r.request_id = f.request_id)";
-    V14_LOST_DETAILS = "SELECT d.request_id FROM record_details d \
-        WHERE NOT EXISTS (SELECT 1 FROM usage_records r WHERE r.request_id = d.request_id)";
+        WHERE NOT EXISTS (SELECT 1 FROM usage_rows r WHERE r.request_id = f.request_id)";
+    // Each record has a kind, and each kind is what was hashed.
+    V15_LOST_KINDS = "SELECT r.request_id FROM usage_rows r \
+        WHERE NOT EXISTS (SELECT 1 FROM record_kinds k WHERE k.kind_id = r.kind_id)";
+    V15_KINDS = "SELECT kind_id, hash, tenant_id, user_id, key_id, period, statement_period, local_day, endpoint, \
+            streams, requested_model, upstream_id, upstream_model, upstream_key_id, attempt_count, \
+            attempt_status, ending, stage, status, error_code, basis \
+        FROM record_kinds WHERE kind_id > $1 ORDER BY kind_id LIMIT $2";
     W1_OVER = "SELECT scope, scope_id, period, CAST(0 AS BIGINT) AS expected_tokens, over_tokens AS found_tokens, \
             CAST(0 AS BIGINT) AS expected_nano, over_nano AS found_nano \
         FROM counters WHERE over_tokens > 0 OR over_nano > 0";
@@ -215,7 +225,11 @@ statements! {
                 AND (l.held_tokens <> 0 OR l.held_nano <> 0)))";
     // What a journal is compared with.
     LIST_POSTS = "SELECT post_no, request_id, tenant_id, user_id, key_id, quota_tokens, charge_nano, excess_tokens, \
-            excess_nano FROM usage_records WHERE instance_id = $1 AND post_no BETWEEN $2 AND $3 \
+            excess_nano FROM (SELECT r.origin & 1099511627775 AS post_no, r.request_id, k.tenant_id, k.user_id, \
+                k.key_id, r.quota_tokens, r.charge_nano, r.excess_tokens, r.excess_nano \
+            FROM usage_rows r JOIN record_kinds k ON k.kind_id = r.kind_id \
+            WHERE r.origin BETWEEN (SELECT instance_no FROM instances WHERE instance_id = $1) * 1099511627776 + $2 \
+                AND (SELECT instance_no FROM instances WHERE instance_id = $1) * 1099511627776 + $3) p \
         UNION ALL SELECT post_no, request_id, NULL, NULL, NULL, 0, 0, 0, 0 FROM quarantine \
             WHERE instance_id = $1 AND post_no BETWEEN $2 AND $3 \
         ORDER BY post_no";

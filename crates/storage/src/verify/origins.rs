@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{Finding, both, checks, instance};
 use crate::error::Failure;
+use crate::ledger::MAX_POST_NO;
 
 #[derive(FromRow)]
 struct NumbersRow {
@@ -159,10 +160,16 @@ on_both! {
                 of_gap(row.instance_id, before, after)
             }));
         }
+        let unknown: Vec<i64> =
+            sql_scalar!(checks::V4_UNKNOWN_NUMBERS).fetch_all(&mut *self.conn).await?;
+        findings.extend(unknown.into_iter().map(|no| {
+            let sentence = "records are of an instance that does not exist";
+            lost("V4", "instances", format!("number {no}"), "an instance", sentence)
+        }));
         let unknown: Vec<Uuid> =
             sql_scalar!(checks::V4_UNKNOWN_INSTANCES).fetch_all(&mut *self.conn).await?;
         findings.extend(unknown.into_iter().map(|id| {
-            let sentence = "records are of an instance that does not exist";
+            let sentence = "what was set aside or removed is of an instance that does not exist";
             lost("V4", "instances", instance(id).to_string(), "an instance", sentence)
         }));
         let twice: Vec<(Uuid, i64, i64)> = sql_as!(checks::V11_TWICE).fetch_all(&mut *self.conn).await?;
@@ -178,7 +185,7 @@ on_both! {
         if stray > 0 {
             findings.push(Finding {
                 id: "V11",
-                table: "usage_records_default",
+                table: "usage_rows_default",
                 key: "all".to_owned(),
                 expected: "0 records".to_owned(),
                 found: format!("{stray} records"),
@@ -246,16 +253,10 @@ on_both! {
         }).collect();
         let lost_attempts: Vec<Uuid> =
             sql_scalar!(checks::V14_LOST_ATTEMPTS).fetch_all(&mut *self.conn).await?;
-        let lost_details: Vec<Uuid> =
-            sql_scalar!(checks::V14_LOST_DETAILS).fetch_all(&mut *self.conn).await?;
-        for (table, sentence, ids) in [
-            ("failed_attempts", "attempts are of a record that does not exist", lost_attempts),
-            ("record_details", "details are of a record that does not exist", lost_details),
-        ] {
-            findings.extend(ids.into_iter().map(|id| {
-                lost("V14", table, RequestId::from_uuid(id).to_string(), "a record", sentence)
-            }));
-        }
+        findings.extend(lost_attempts.into_iter().map(|id| {
+            let sentence = "attempts are of a record that does not exist";
+            lost("V14", "failed_attempts", RequestId::from_uuid(id).to_string(), "a record", sentence)
+        }));
         Ok(findings)
     }
 
@@ -265,6 +266,8 @@ on_both! {
         first: i64,
         last: i64,
     ) -> Result<Vec<StoredPost>, Failure> {
+        // Beyond them are the numbers of other instances.
+        let (first, last) = (first.max(0), last.min(MAX_POST_NO));
         let rows: Vec<PostRow> = sql_as!(checks::LIST_POSTS, instance.as_uuid(), first, last)
             .fetch_all(&mut *self.conn)
             .await?;

@@ -32,13 +32,14 @@ pub(crate) const NOW: UnixMillis = UnixMillis(1_795_000_000_000);
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// The tables of the ledger.
-const LEDGER: [&str; 10] = [
+const LEDGER: [&str; 11] = [
     "instances",
     "leases",
     "counters",
-    "usage_records",
+    "record_kinds",
+    "callers",
+    "usage_rows",
     "failed_attempts",
-    "record_details",
     "rollup_daily",
     "rollup_monthly",
     "ledger_entries",
@@ -206,6 +207,29 @@ impl Database {
         })
     }
 
+    /// Returns the plan of a query: on PostgreSQL one that reads whole tables only where it must.
+    pub(crate) async fn plan(&self, sql: &str) -> Vec<String> {
+        use sqlx::{AssertSqlSafe, Row};
+        match &self.raw {
+            Raw::Sqlite { pool, .. } => {
+                let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+                let rows = sqlx::raw_sql(explain).fetch_all(pool).await.unwrap();
+                rows.iter().map(|row| row.get("detail")).collect()
+            }
+            Raw::Postgres { pool, .. } => {
+                let mut transaction = pool.begin().await.unwrap();
+                let without_scans = "SET LOCAL enable_seqscan = off";
+                sqlx::raw_sql(without_scans)
+                    .execute(&mut *transaction)
+                    .await
+                    .unwrap();
+                let explain = AssertSqlSafe(format!("EXPLAIN {sql}"));
+                let rows = sqlx::raw_sql(explain).fetch_all(&mut *transaction).await;
+                rows.unwrap().iter().map(|row| row.get(0)).collect()
+            }
+        }
+    }
+
     /// Writes an id as a literal.
     pub(crate) fn literal(&self, id: Uuid) -> String {
         if self.is_sqlite() {
@@ -346,8 +370,12 @@ impl Database {
     pub(crate) async fn unprotect(&self) {
         for (table, triggers) in [
             (
-                "usage_records",
-                ["usage_records_no_update", "usage_records_no_delete"],
+                "record_kinds",
+                ["record_kinds_no_update", "record_kinds_no_delete"],
+            ),
+            (
+                "usage_rows",
+                ["usage_rows_no_update", "usage_rows_no_delete"],
             ),
             (
                 "ledger_entries",

@@ -138,7 +138,7 @@ async fn note(database: &Database, partition: &str) {
 
 async fn drop_partition(database: &Database, partition: &str) {
     let before = database.number("SELECT COUNT(*) FROM usage_records").await;
-    for table in ["usage_records", "failed_attempts", "record_details"] {
+    for table in ["usage_rows", "failed_attempts"] {
         let sql = if database.is_sqlite() {
             format!("DELETE FROM {table} WHERE {}", range(database, partition))
         } else {
@@ -241,8 +241,7 @@ async fn what_the_floor_says_is_compared_with_the_sums(database: &Database) {
         )
     };
     for sql in [
-        "DELETE FROM record_details WHERE request_id = (SELECT request_id FROM kept)",
-        "DELETE FROM usage_records WHERE request_id = (SELECT request_id FROM kept)",
+        "DELETE FROM usage_rows WHERE request_id = (SELECT request_id FROM kept)",
         &instances(1),
         &floor(1),
     ] {

@@ -541,9 +541,11 @@ async fn records_and_entries_are_append_only(database: &Database) {
         .await
         .unwrap();
     for sql in [
-        "UPDATE usage_records SET quota_tokens = 0",
-        "UPDATE usage_records SET status = status",
-        "DELETE FROM usage_records",
+        "UPDATE usage_rows SET quota_tokens = 0",
+        "UPDATE usage_rows SET duration_ms = duration_ms",
+        "DELETE FROM usage_rows",
+        "UPDATE record_kinds SET status = status",
+        "DELETE FROM record_kinds",
         "UPDATE ledger_entries SET amount_tokens = 0",
         "DELETE FROM ledger_entries",
     ] {
@@ -551,9 +553,10 @@ async fn records_and_entries_are_append_only(database: &Database) {
     }
     if !database.is_sqlite() {
         for sql in [
-            "TRUNCATE usage_records",
-            "TRUNCATE usage_records_2026_11",
-            "DELETE FROM usage_records_2026_11",
+            "TRUNCATE usage_rows",
+            "TRUNCATE usage_rows_2026_11",
+            "DELETE FROM usage_rows_2026_11",
+            "TRUNCATE record_kinds",
             "TRUNCATE ledger_entries",
         ] {
             assert!(database.execute(sql).await.is_err(), "{sql}");
@@ -563,11 +566,13 @@ async fn records_and_entries_are_append_only(database: &Database) {
     // Personal data can be erased.
     assert_eq!(
         database
-            .execute("DELETE FROM record_details")
+            .execute("UPDATE callers SET ip = NULL")
             .await
             .unwrap(),
-        2
+        1
     );
+    assert_eq!(count(database, "usage_records").await, 2);
+    database.check().await;
 }
 
 async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one(
@@ -582,14 +587,9 @@ async fn a_closed_month_takes_nothing_and_late_records_go_to_the_oldest_open_one
         "UPDATE rollup_monthly SET requests = requests + 1".to_owned()
     } else {
         format!(
-            "INSERT INTO usage_records (request_id, instance_id, post_no, tenant_id, user_id, key_id, \
-                 period, statement_period, local_day, started_at_ms, endpoint, streams, \
-                 requested_model, attempt_count, ending, stage, status, basis, input_tokens, cached_input_tokens, \
-                 cache_write_input_tokens, output_tokens, reasoning_output_tokens, bound_tokens, bound_nano, quota_tokens, \
-                 duration_ms) \
-             SELECT {}, instance_id, 99, tenant_id, user_id, key_id, period, statement_period, \
-                 local_day, started_at_ms, endpoint, streams, requested_model, attempt_count, ending, stage, status, \
-                 basis, 0, 0, 0, 0, 0, 0, 0, 0, 0 FROM usage_records",
+            "INSERT INTO usage_rows (origin, request_id, kind_id, started_at_ms, duration_ms, input_tokens, \
+                 output_tokens, bound_tokens, bound_nano, quota_tokens, charge_nano) \
+             SELECT origin + 99, {}, kind_id, started_at_ms, 0, 0, 0, 0, 0, 0, 0 FROM usage_rows",
             database.literal(id())
         )
     };
@@ -706,14 +706,14 @@ async fn no_record_lands_in_the_default_partition(database: &Database) {
     let account: Account = database.account("acme").await;
     let mut guard = database.instance().await;
     assert_eq!(post(database, &mut guard, &account.records(1, 3)).await, 3);
-    assert_eq!(count(database, "usage_records_2026_11").await, 3);
-    assert_eq!(count(database, "usage_records_default").await, 0);
+    assert_eq!(count(database, "usage_rows_2026_11").await, 3);
+    assert_eq!(count(database, "usage_rows_default").await, 0);
     // An id of a wrong clock does not stop the batch.
     let mut stray = account.record(4);
     stray.record.open.request_id =
         RequestId::from_uuid(sluice_domain::id::uuid_v7(4_000_000_000_000, [1; 10]));
     assert_eq!(post(database, &mut guard, &[stray]).await, 1);
-    assert_eq!(count(database, "usage_records_default").await, 1);
+    assert_eq!(count(database, "usage_rows_default").await, 1);
 }
 
 on_both! {

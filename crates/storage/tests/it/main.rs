@@ -57,6 +57,9 @@ mod feed;
 mod ledger;
 
 #[cfg(test)]
+mod rows;
+
+#[cfg(test)]
 mod leases;
 
 #[cfg(test)]

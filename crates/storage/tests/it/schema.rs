@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 
 use sluice_storage::{Backend, statements};
+use uuid::Uuid;
 
 use crate::fixture::Database;
 
@@ -22,7 +23,69 @@ async fn every_statement_is_understood_and_has_the_parameters_that_are_bound(dat
     assert!(names.len() > 60, "{} statements", names.len());
 }
 
-on_both! { every_statement_is_understood_and_has_the_parameters_that_are_bound }
+on_both! {
+    every_statement_is_understood_and_has_the_parameters_that_are_bound,
+    records_are_found_without_reading_all_of_them,
+}
+
+/// Writes literals in the place of parameters, the last one for all that are left.
+fn with_literals(sql: &str, literals: &[String]) -> String {
+    let mut literals = literals.iter();
+    let mut last = literals.next().unwrap();
+    let mut text = String::new();
+    let mut rest = sql;
+    while let Some(at) = rest.find(['$', '?']) {
+        text.push_str(&rest[..at]);
+        text.push_str(last);
+        last = literals.next().unwrap_or(last);
+        rest = rest[at + 1..].trim_start_matches(|c: char| c.is_ascii_digit());
+    }
+    text + rest
+}
+
+async fn records_are_found_without_reading_all_of_them(database: &Database) {
+    let id = database.literal(Uuid::from_u128(1));
+    let hash = if database.is_sqlite() {
+        "x'00'"
+    } else {
+        "'\\x00'::bytea"
+    };
+    let number = "1".to_owned();
+    let of_posts = [&id, &number, &id, &number, &id, &number, &number].map(Clone::clone);
+    let two_ids = [id.clone(), id.clone(), id.clone(), number.clone()];
+    let mut queries: Vec<(String, String)> = Vec::new();
+    for statement in statements(database.storage.backend()) {
+        let literals: &[String] = match statement.name {
+            "LIST_RECORDS" => &two_ids,
+            "LIST_POSTED" => std::slice::from_ref(&number),
+            "ATTEMPTS_OF" | "DETAILS_OF" | "FIND_ORIGINS" | "V4_GAPS" => std::slice::from_ref(&id),
+            "LIST_POSTS" => &of_posts,
+            "FIND_KINDS" => &[hash.to_owned()],
+            _ => continue,
+        };
+        let name = format!("{} of {}", statement.name, statement.parameters);
+        queries.push((name, with_literals(statement.sql, literals)));
+    }
+    // Of four there are two sizes.
+    assert_eq!(queries.len(), 12);
+    for view in ["usage_records", "attempts", "record_details"] {
+        let by_hand = format!("SELECT * FROM {view} WHERE request_id = {id}");
+        queries.push((view.to_owned(), by_hand));
+    }
+    for (name, sql) in queries {
+        let plan = database.plan(&sql).await;
+        assert!(!plan.is_empty(), "{name}");
+        let scans = |line: &&String| {
+            // Lists in the query itself, and a view that was asked for one request.
+            let is_list = ["SCAN w", "SCAN p", "SCAN n", "SCAN attempts"].contains(&line.as_str())
+                || line.starts_with("SCAN (subquery")
+                || line.contains("CONSTANT ROW");
+            line.contains("Seq Scan") || (line.starts_with("SCAN") && !is_list)
+        };
+        let scanned: Vec<&String> = plan.iter().filter(scans).collect();
+        assert!(scanned.is_empty(), "{name}: {plan:#?}");
+    }
+}
 
 /// Each column as `table.column type null`, in words that both databases share.
 async fn columns(database: &Database) -> BTreeSet<String> {

@@ -164,21 +164,19 @@ async fn records_that_do_not_add_up_are_found(database: &Database) {
         }
     }
     database.unprotect().await;
-    let record = |set: &str| format!("UPDATE usage_records SET {set} WHERE post_no = 2");
+    let of_post = |post_no: i64| format!("WHERE origin & 1099511627775 = {post_no}");
+    let record = |set: &str| format!("UPDATE usage_rows SET {set} {}", of_post(2));
     let change = record("quota_tokens = 29");
     let undo = record("quota_tokens = 30");
     expect(database, &["V2", "V5"], &[&change], &[&undo]).await;
-    let (change, undo) = (
-        record("local_day = 20261119"),
-        record("local_day = 20261118"),
-    );
-    expect(database, &["V5"], &[&change], &[&undo]).await;
+    let kind = |day: i32| format!("UPDATE record_kinds SET local_day = {day}");
+    let (change, undo) = (kind(20_261_119), kind(20_261_118));
+    expect(database, &["V5", "V15"], &[&change], &[&undo]).await;
     let start = |by: &str| record(&format!("started_at_ms = started_at_ms {by} 172800000"));
     expect(database, &["V7"], &[&start("-")], &[&start("+")]).await;
     // A record that vanished together with all that it was summed in.
     let gone = [
-        "DELETE FROM usage_records WHERE post_no = 3".to_owned(),
-        "DELETE FROM record_details WHERE request_id NOT IN (SELECT request_id FROM usage_records)".to_owned(),
+        format!("DELETE FROM usage_rows {}", of_post(3)),
         "UPDATE counters SET used_tokens = used_tokens - 30, used_nano = used_nano - 300 WHERE used_tokens > 0".to_owned(),
         less("rollup_daily"),
         less("rollup_monthly"),
@@ -205,13 +203,12 @@ async fn charges_that_do_not_fit_what_was_held_are_found(database: &Database) {
     database.unprotect().await;
     if !database.is_sqlite() {
         for constraint in ["bound_tokens", "bound_nano", "excess_tokens", "excess_nano"] {
-            let drop =
-                format!("ALTER TABLE usage_records DROP CONSTRAINT usage_records_{constraint}_ck");
+            let drop = format!("ALTER TABLE usage_rows DROP CONSTRAINT usage_rows_{constraint}_ck");
             database.execute(&drop).await.unwrap();
         }
     }
     let by_hand = |set: &str| {
-        let update = format!("UPDATE usage_records SET {set} WHERE post_no = 1");
+        let update = format!("UPDATE usage_rows SET {set} WHERE origin & 1099511627775 = 1");
         if database.is_sqlite() {
             format!(
                 "PRAGMA ignore_check_constraints = ON; {update}; PRAGMA ignore_check_constraints = OFF"
@@ -238,6 +235,45 @@ async fn charges_that_do_not_fit_what_was_held_are_found(database: &Database) {
         )
         .await;
     }
+}
+
+async fn kinds_that_were_changed_or_lost_are_found(database: &Database) {
+    ledger(database).await;
+    database.unprotect().await;
+    for (column, wrong, right) in [
+        ("requested_model", "'gpt-4'", "'gpt-4o'"),
+        ("upstream_model", "NULL", "'gpt-4o'"),
+        ("attempt_status", "201", "200"),
+        ("error_code", "''", "NULL"),
+        ("stage", "'held'", "'relaying'"),
+    ] {
+        let set = |value: &str| format!("UPDATE record_kinds SET {column} = {value}");
+        let rules: &[&str] = if column == "requested_model" {
+            &["V5", "V15"]
+        } else {
+            &["V15"]
+        };
+        expect(database, rules, &[&set(wrong)], &[&set(right)]).await;
+    }
+    // Its records are in no sum by tenant, key or day.
+    let gone = "DELETE FROM record_kinds";
+    expect(database, &["V2", "V5", "V15"], &[gone], &[]).await;
+    let findings = database.storage.verify_ledger(NOW).await.unwrap();
+    let lost = findings.iter().filter(|finding| {
+        (finding.id, finding.table, finding.found.as_str()) == ("V15", "usage_rows", "none")
+    });
+    assert_eq!(lost.count(), 3);
+}
+
+async fn records_of_an_unknown_instance_are_found(database: &Database) {
+    ledger(database).await;
+    database.unprotect().await;
+    let change =
+        |by: &str| format!("UPDATE usage_rows SET origin = origin {by} 1000 * 1099511627776");
+    expect(database, &["V4"], &[&change("+")], &[&change("-")]).await;
+    assert!(database.execute(&change("+")).await.unwrap() > 0);
+    let findings = database.storage.verify_ledger(NOW).await.unwrap();
+    assert!(findings.iter().any(|finding| finding.key == "number 1001"));
 }
 
 async fn months_that_do_not_fit_are_found(database: &Database) {
@@ -276,16 +312,15 @@ async fn months_that_do_not_fit_are_found(database: &Database) {
     // Records, days and months agree on a day of another month.
     let day = |day: i32, by: &str| {
         [
-            format!(
-                "UPDATE usage_records SET local_day = {day}, started_at_ms = started_at_ms {by} 5529600000"
-            ),
+            format!("UPDATE record_kinds SET local_day = {day}"),
+            format!("UPDATE usage_rows SET started_at_ms = started_at_ms {by} 5529600000"),
             format!("UPDATE rollup_daily SET local_day = {day}"),
         ]
     };
     let (wrong, right) = (day(20_260_915, "-"), day(20_261_118, "+"));
     expect(
         database,
-        &["V7"],
+        &["V15", "V7"],
         &wrong.each_ref().map(String::as_str),
         &right.each_ref().map(String::as_str),
     )
@@ -298,14 +333,16 @@ async fn numbers_that_were_used_twice_and_stray_records_are_found(database: &Dat
     let account = ledger(database).await;
     if database.is_sqlite() {
         // The database itself refuses the one, and has no partitions.
-        let twice = "UPDATE usage_records SET post_no = 1";
+        database.unprotect().await;
+        let twice = "UPDATE usage_rows SET origin = 1";
         assert!(database.execute(twice).await.is_err());
         return;
     }
     database.unprotect().await;
     let change = |from: i64, to: i64| {
         format!(
-            "UPDATE usage_records SET post_no = {to} WHERE post_no = {from} AND request_id = (SELECT request_id FROM usage_records ORDER BY request_id DESC LIMIT 1)"
+            "UPDATE usage_rows SET origin = origin + {} WHERE request_id = (SELECT request_id FROM usage_rows ORDER BY request_id DESC LIMIT 1)",
+            to - from
         )
     };
     expect(database, &["V11"], &[&change(3, 2)], &[&change(2, 3)]).await;
@@ -375,6 +412,8 @@ on_both! {
     instances_that_do_not_add_up_are_found,
     records_that_do_not_add_up_are_found,
     charges_that_do_not_fit_what_was_held_are_found,
+    kinds_that_were_changed_or_lost_are_found,
+    records_of_an_unknown_instance_are_found,
     months_that_do_not_fit_are_found,
     numbers_that_were_used_twice_and_stray_records_are_found,
     what_somebody_should_look_at_is_a_warning,

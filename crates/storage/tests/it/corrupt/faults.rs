@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::rows::{Dump, Row, Table};
+use super::rows::{Dump, Row, Table, whole};
 use crate::dice::Dice;
 use crate::fixture::{Database, id};
 
@@ -96,7 +96,7 @@ const SUMMED: [(&str, &str); 9] = [
 ];
 
 /// Another request with a number of its own.
-const AGAIN: &[(&str, To)] = &[("request_id", To::Unknown), ("post_no", To::More)];
+const AGAIN: &[(&str, To)] = &[("request_id", To::Unknown), ("origin", To::More)];
 
 macro_rules! changes {
     ($table:literal: $($column:literal $to:expr),* $(,)?) => {
@@ -135,38 +135,47 @@ fn of_request(row: &Row) -> bool {
 }
 
 pub(super) fn classes() -> Vec<Class> {
-    let mut classes = changes!("usage_records":
-        "post_no" To::Other, "post_no" To::More, "period" To::Swapped, "statement_period" To::Swapped,
-        "local_day" To::Other, "attempt_count" To::More,
+    let mut classes = changes!("usage_rows":
+        "origin" To::Other, "origin" To::More, "kind_id" To::Swapped, "kind_id" To::Is("-1"),
         "input_tokens" To::Other, "cached_input_tokens" To::Other, "cache_write_input_tokens" To::Other,
         "output_tokens" To::Other, "reasoning_output_tokens" To::Other, "quota_tokens" To::Other,
         "charge_nano" To::Other, "excess_tokens" To::Other, "excess_nano" To::Other,
         "cost_nano" To::Is("5"), "bound_tokens" To::Is("quota_tokens - 1"), "bound_nano" To::Is("charge_nano - 1"),
         "started_at_ms" To::Is("started_at_ms - 259200000"), "started_at_ms" To::Is("started_at_ms + 259200000"),
-        "tenant_id" To::Swapped, "user_id" To::Swapped, "key_id" To::Swapped, "instance_id" To::Swapped,
-        "upstream_id" To::Swapped, "requested_model" To::Is("'other'"),
-        "tenant_id" To::Unknown, "instance_id" To::Unknown,
+        "origin" To::Is("origin + 1099511627776"), "origin" To::Is("origin + 1000 * 1099511627776"),
     );
+    classes.extend(changes!("record_kinds":
+        "period" To::Swapped, "statement_period" To::Swapped, "local_day" To::Other, "attempt_count" To::More,
+        "tenant_id" To::Swapped, "user_id" To::Swapped, "key_id" To::Swapped, "tenant_id" To::Unknown,
+        "upstream_id" To::Swapped, "upstream_key_id" To::Unknown, "requested_model" To::Is("'other'"),
+        "endpoint" To::Is("'other'"), "streams" To::Is("NOT streams"), "upstream_model" To::Is("'other'"),
+        "attempt_status" To::Is("418"), "stage" To::Is("'other'"), "error_code" To::Is("'other'"),
+        "basis" To::Is("'other'"),
+    ));
+    classes.push(class("record_kinds", Act::Delete));
     classes.push(only(
-        class("usage_records", Act::Change(&[("status", To::Is("500"))])),
+        class("record_kinds", Act::Change(&[("status", To::Is("500"))])),
         is_finished,
     ));
     classes.push(only(
         class(
-            "usage_records",
+            "record_kinds",
             Act::Change(&[("ending", To::Is("'client_left'"))]),
         ),
         is_finished,
     ));
-    classes.push(class("usage_records", Act::Delete));
-    classes.push(class("usage_records", Act::Double(AGAIN)));
+    classes.push(class("usage_rows", Act::Delete));
+    classes.push(class("usage_rows", Act::Double(AGAIN)));
     classes.push(class(
-        "usage_records",
+        "usage_rows",
         Act::Double(&[("request_id", To::Unknown)]),
     ));
     classes.push(class(
-        "usage_records",
-        Act::Double(&[("request_id", To::Unknown), ("instance_id", To::Swapped)]),
+        "usage_rows",
+        Act::Double(&[
+            ("request_id", To::Unknown),
+            ("origin", To::Is("origin + 1099511627776")),
+        ]),
     ));
     // With what is summed up of them.
     for covers in [
@@ -175,8 +184,8 @@ pub(super) fn classes() -> Vec<Class> {
         &["rollup_daily", "rollup_monthly"],
         &["counters", "rollup_daily", "rollup_monthly"],
     ] {
-        classes.push(covering(class("usage_records", Act::Delete), covers));
-        classes.push(covering(class("usage_records", Act::Double(AGAIN)), covers));
+        classes.push(covering(class("usage_rows", Act::Delete), covers));
+        classes.push(covering(class("usage_rows", Act::Double(AGAIN)), covers));
     }
     for table in ["rollup_daily", "rollup_monthly"] {
         for column in [
@@ -381,14 +390,6 @@ pub(super) fn classes() -> Vec<Class> {
             Act::Change(&[("request_id", To::Unknown)]),
         ),
         class("failed_attempts", Act::Double(&[("n", To::More)])),
-        class(
-            "record_details",
-            Act::Change(&[("request_id", To::Unknown)]),
-        ),
-        class(
-            "record_details",
-            Act::Double(&[("request_id", To::Unknown)]),
-        ),
         only(class("periods", Act::Delete), is_now),
         only(
             class(
@@ -546,7 +547,7 @@ pub(super) fn fault(
         class
             .covers
             .iter()
-            .flat_map(|covered| cover(database, tables, row, covered, by)),
+            .flat_map(|covered| cover(database, tables, &whole(row, dump), covered, by)),
     );
     Some(all)
 }
@@ -563,7 +564,7 @@ fn columns(table: &Table) -> Vec<String> {
 /// Takes a record out of what it was summed into, or adds it once more.
 fn cover(database: &Database, tables: &[Table], row: &Row, covered: &str, by: &str) -> Vec<String> {
     let lit =
-        |column: &str| table_of(tables, "usage_records").literal(database, column, &row[column]);
+        |column: &str| table_of(tables, "record_kinds").literal(database, column, &row[column]);
     let (quota, charge) = (&row["quota_tokens"], &row["charge_nano"]);
     if covered == "counters" {
         return ["tenant", "user", "key"]

@@ -9,9 +9,9 @@ use crate::fixture::Database;
 
 /// The tables that are tampered with, and what tells their rows apart.
 pub(super) const TABLES: [(&str, &[&str]); 14] = [
-    ("usage_records", &["request_id"]),
+    ("usage_rows", &["request_id"]),
+    ("record_kinds", &["kind_id"]),
     ("failed_attempts", &["request_id", "n"]),
-    ("record_details", &["request_id"]),
     (
         "rollup_daily",
         &[
@@ -217,9 +217,58 @@ fn counters_of(row: &Row) -> impl Iterator<Item = String> {
         .into_iter()
 }
 
+/// Records whole: a row with its kind and instance, of all that there were and are.
+fn wholes(row: &Row, dumps: [&Dump; 2]) -> Vec<Row> {
+    let origin: i64 = row["origin"].parse().unwrap();
+    let no = (origin >> 40).to_string();
+    let all = |table: &str| {
+        let rows = dumps.iter().flat_map(|dump| dump[table].iter().cloned());
+        rows.collect::<Vec<_>>()
+    };
+    let kinds = all("record_kinds").into_iter();
+    let kinds = kinds.filter(|kind| kind["kind_id"] == row["kind_id"]);
+    let instances = all("instances");
+    let instance = instances
+        .iter()
+        .find(|instance| instance["instance_no"] == no);
+    let instance = instance.map_or_else(|| "-".to_owned(), |row| row["instance_id"].clone());
+    kinds
+        .map(|kind| {
+            let mut whole: Row = row.clone();
+            whole.extend(kind);
+            whole.insert("instance_no".to_owned(), no.clone());
+            whole.insert("instance_id".to_owned(), instance.clone());
+            whole
+        })
+        .collect()
+}
+
+/// Returns a record of a sound ledger whole.
+pub(super) fn whole(row: &Row, dump: &Dump) -> Row {
+    wholes(row, [dump, dump]).swap_remove(0)
+}
+
 /// What findings may call a row, or the sums that it is a part of; each a part of a key.
 pub(super) fn names(table: &str, row: &Row, dumps: [&Dump; 2]) -> BTreeSet<String> {
     let mut names = BTreeSet::new();
+    match table {
+        "usage_rows" => {
+            names.insert(request(row).to_string());
+            for whole in wholes(row, dumps) {
+                names.extend(self::names("usage_records", &whole, dumps));
+            }
+            return names;
+        }
+        "record_kinds" => {
+            names.insert(row["kind_id"].clone());
+            let rows = dumps.iter().flat_map(|dump| &dump["usage_rows"]);
+            for record in rows.filter(|record| record["kind_id"] == row["kind_id"]) {
+                names.extend(self::names("usage_rows", record, dumps));
+            }
+            return names;
+        }
+        _ => {}
+    }
     let model = || match table {
         "usage_records" => &row["requested_model"],
         _ => &row["model"],
@@ -247,6 +296,7 @@ pub(super) fn names(table: &str, row: &Row, dumps: [&Dump; 2]) -> BTreeSet<Strin
             names.extend([
                 request(row).to_string(),
                 instance(row).to_string(),
+                format!("number {}", row["instance_no"]),
                 rollup("local_day"),
                 rollup("period"),
             ]);
@@ -254,7 +304,7 @@ pub(super) fn names(table: &str, row: &Row, dumps: [&Dump; 2]) -> BTreeSet<Strin
             names.extend(month_of_tenant("statement_period"));
             names.extend(counters_of(row));
         }
-        "failed_attempts" | "record_details" => {
+        "failed_attempts" => {
             names.insert(request(row).to_string());
         }
         "rollup_daily" => {
@@ -280,6 +330,7 @@ pub(super) fn names(table: &str, row: &Row, dumps: [&Dump; 2]) -> BTreeSet<Strin
         }
         "instances" => {
             names.insert(instance(row).to_string());
+            names.insert(format!("number {}", row["instance_no"]));
         }
         "ledger_entries" => {
             names.insert(format!(
