@@ -284,7 +284,13 @@ on_both! {
         rows: &[R],
         bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
     ) -> Result<usize, Failure> {
-        self.execute_sharing(bulk, rows, share_nothing, bind).await
+        let mut changed = 0;
+        for run in bulk.runs(rows, Self::BACKEND, Repeats::Never, share_nothing, bind) {
+            let run = run?;
+            let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
+            changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
+        }
+        Ok(changed)
     }
 
     /// Runs a statement that belongs to a group elsewhere.
@@ -294,24 +300,7 @@ on_both! {
     ) -> Result<usize, Failure> {
         let rows: Vec<usize> = (0..part.rows).collect();
         let bind = |arguments: &mut Args<Self>, row: &usize| (part.bind)(arguments, *row);
-        self.execute_sharing(part.bulk, &rows, part.share, bind).await
-    }
-
-    /// As [`Self::execute_bulk`], for a statement whose rows share values.
-    pub(crate) async fn execute_sharing<R: Sync>(
-        &mut self,
-        bulk: &'static Bulk,
-        rows: &[R],
-        share: impl FnMut(&mut Args<Self>) -> Result<(), BoxDynError> + Send,
-        bind: impl FnMut(&mut Args<Self>, &R) -> Result<(), BoxDynError> + Send,
-    ) -> Result<usize, Failure> {
-        let mut changed = 0;
-        for run in bulk.runs(rows, Self::BACKEND, Repeats::Never, share, bind) {
-            let run = run?;
-            let done = sqlx::query_with(run.sql, run.arguments).execute(&mut *self.conn).await?;
-            changed += usize::try_from(done.rows_affected()).unwrap_or(usize::MAX);
-        }
-        Ok(changed)
+        self.execute_bulk(part.bulk, &rows, bind).await
     }
 
     /// Runs a statement of many rows; returns the rows that it returns.

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use sqlx::Arguments;
 use sqlx::error::BoxDynError;
 
-use crate::bulk::{Bulk, PADDED_UP_TO, Run, SIZES, WRONG_WIDTH, share_nothing};
+use crate::bulk::{Bulk, PADDED_UP_TO, Run, SIZES, WRONG_WIDTH};
 use crate::error::{Failure, internal};
 use crate::storage::Backend;
 
@@ -15,14 +15,11 @@ use crate::storage::Backend;
 const MOST_PARTS: usize = 4;
 
 type Bind<'r, A> = Box<dyn FnMut(&mut A, usize) -> Result<(), BoxDynError> + Send + 'r>;
-type Share<'r, A> = Box<dyn FnMut(&mut A) -> Result<(), BoxDynError> + Send + 'r>;
 
 /// The rows of one statement of a [`Group`].
 pub(crate) struct Part<'r, A> {
     pub(crate) bulk: &'static Bulk,
     pub(crate) rows: usize,
-    /// Binds what the rows of a statement share.
-    pub(crate) share: Share<'r, A>,
     /// Binds the row of an index.
     pub(crate) bind: Bind<'r, A>,
 }
@@ -31,15 +28,6 @@ impl<'r, A: 'r> Part<'r, A> {
     pub(crate) fn new<R: Sync>(
         bulk: &'static Bulk,
         rows: &'r [R],
-        bind: impl FnMut(&mut A, &R) -> Result<(), BoxDynError> + Send + 'r,
-    ) -> Self {
-        Self::sharing(bulk, rows, share_nothing, bind)
-    }
-
-    pub(crate) fn sharing<R: Sync>(
-        bulk: &'static Bulk,
-        rows: &'r [R],
-        share: impl FnMut(&mut A) -> Result<(), BoxDynError> + Send + 'r,
         mut bind: impl FnMut(&mut A, &R) -> Result<(), BoxDynError> + Send + 'r,
     ) -> Self {
         let bind: Bind<'r, A> =
@@ -47,7 +35,6 @@ impl<'r, A: 'r> Part<'r, A> {
         Self {
             bulk,
             rows: rows.len(),
-            share: Box::new(share),
             bind,
         }
     }
@@ -144,7 +131,6 @@ fn bind_rows<A: Arguments>(
     let values = part.bulk.parameters(count);
     let before = arguments.len();
     arguments.reserve(values, 0);
-    (part.share)(arguments).map_err(sqlx::Error::Encode)?;
     for row in first..first + count {
         (part.bind)(arguments, row.min(part.rows - 1)).map_err(sqlx::Error::Encode)?;
     }
