@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use crate::backends::missing;
+use crate::backends::not_allowed;
 use crate::fail::fail;
 use crate::process::{Program, RunningProcess};
 
@@ -40,8 +40,8 @@ const WAYS: [(&[&str], &[&str]); 2] = [
 ];
 
 impl SmallDisk {
-    /// Makes one over a folder that exists; what is in the folder is hidden. `None` where that is not
-    /// possible, unless `REQUIRE_BACKENDS=1`, which makes it a failure.
+    /// Makes one over a folder that exists; what is in the folder is hidden. `None` where the
+    /// system does not allow it, as in most containers.
     ///
     /// # Units
     /// `size` is in bytes.
@@ -69,7 +69,7 @@ impl SmallDisk {
                 holder,
             });
         }
-        missing(
+        not_allowed(
             "file system to fill up (neither user namespaces nor root)",
             &refusals,
         );
