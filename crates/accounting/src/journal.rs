@@ -366,6 +366,12 @@ impl Journal {
         self.synced.load(Ordering::Acquire)
     }
 
+    /// Returns whether everything that was appended survives a loss of power.
+    pub fn is_synced(&self) -> bool {
+        let writer = self.writer.lock();
+        writer.unsynced.is_empty() && writer.next_sequence - 1 <= self.synced_sequence()
+    }
+
     /// Returns the sequence of the last line that was appended.
     pub fn last_sequence(&self) -> u64 {
         self.writer.lock().next_sequence - 1

@@ -48,8 +48,10 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How often requests that wait for room are tried again, and recalled leases are looked for.
 const LEASE_TICK: Duration = Duration::from_millis(100);
 const RECALL_EVERY: Duration = Duration::from_millis(250);
-/// How often the journal is synced when no batch does it, and segments are prepared and removed.
+/// How often the journal is synced when no batch does it, and looked at whether it needs segments.
 const JOURNAL_TICK: Duration = Duration::from_millis(50);
+/// How often segments are looked at that may be removed.
+const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// How often idle leases are looked for.
 const IDLE_EVERY: Duration = Duration::from_secs(1);
 
@@ -395,11 +397,23 @@ async fn note_closing<T>(shared: &Shared, closing: impl Future<Output = ()>, gra
 /// Cares for the journal until it is lost.
 async fn tend_journal(shared: &Arc<Shared>, clock: &dyn Clock) -> Stop {
     let mut tick = ticks(JOURNAL_TICK);
+    let mut maintain_at = Instant::now();
     loop {
         tick.tick().await;
-        if let Err(stop) = care_for_journal(shared, clock).await {
-            return stop;
+        let is_due = Instant::now() >= maintain_at || shared.journal.wants_maintenance();
+        let needs_care = shared.journal_needs_care.load(Ordering::Acquire);
+        // Most of the time there is nothing to do, or nothing but a sync.
+        if is_due || needs_care {
+            maintain_at = Instant::now() + MAINTAIN_EVERY;
+            if let Err(stop) = care_for_journal(shared, clock).await {
+                return stop;
+            }
+            continue;
         }
+        if shared.options.fsync == Fsync::Interval && !shared.journal.is_synced() {
+            sync_journal_once(shared).await;
+        }
+        flush_lanes(shared);
     }
 }
 
