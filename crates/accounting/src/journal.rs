@@ -51,7 +51,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use sluice_domain::id::{BootId, InstanceId, RequestId};
-use sluice_domain::quota::Lease;
+use sluice_domain::quota::{CounterKey, Lease};
 use sluice_domain::record::{NumberedRecord, OpenRequest};
 
 pub use self::disk::{Disk, FolderDisk, Segment};
@@ -318,6 +318,12 @@ impl Journal {
         self.write_note(&mut writer, &mut note_lines(Kind::Ack, &note))?;
         self.change_balances(&mut writer, |balances| balances.apply_ack(&note));
         Ok(())
+    }
+
+    /// Returns the counters of which it has balances.
+    pub fn leased(&self) -> Vec<CounterKey> {
+        let leases = self.writer.lock().balances.to_leases();
+        leases.into_iter().map(|lease| lease.key).collect()
     }
 
     /// Makes all lines that were appended so far survive a power cut; others may be appended

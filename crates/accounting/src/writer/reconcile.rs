@@ -235,7 +235,8 @@ impl Writer {
     /// Hands in the end of a resolved instance, unless it turns out to be live again.
     pub(super) async fn end_late(&mut self) -> Result<(), Stop> {
         while self.mode == PostMode::Late && !self.has_posts() {
-            self.announce(&[]).await?;
+            // A start without the database may not spend what it would never be able to post.
+            self.announce(&self.shared.journal.leased()).await?;
             match bounded(self.store.end_late(self.guard, self.clock.now())).await {
                 Ok(()) => {
                     self.guard.seq += 1;

@@ -720,3 +720,14 @@ async fn room_that_was_given_to_who_has_left_is_free_again() {
     drop(writer);
     writing.abort();
 }
+
+#[tokio::test]
+async fn an_instance_that_was_settled_leaves_no_lease_to_a_start_without_the_database() {
+    let (_folder, store, _clock, ledger, mut writer) = begun_away();
+    assert_eq!(ledger.shared.journal.leased(), [tenant_counter()]);
+    store.row.lock().state = InstanceState::Resolved;
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    assert_eq!(writer.end_late().await, Err(Stop::Settled));
+    assert_eq!(ledger.shared.journal.leased(), []);
+}
