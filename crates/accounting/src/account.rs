@@ -73,6 +73,9 @@ impl Account {
             }
             let counter = book.entry(balance.key);
             counter.observe(*balance);
+            // It may have a post in it whose answer is on its way to the writer: what is refused next is
+            // asked of the database first.
+            counter.refused_until = UnixMillis(0);
             counter.ends_at = Some(period.ends_at);
         }
         drop(book);
