@@ -175,6 +175,8 @@ mod tests {
             r#"{"choices":[{"delta":{"reasoning":"a","content":"b"}}],"id":"ab"}"#,
             // The text has an escape; without it, it is the name of a model.
             r#"{"choices":[{"delta":{"content":"m\u0031"}}],"model":"m1"}"#,
+            // The same with a text that is as long as the probe.
+            r#"{"choices":[{"delta":{"content":"h\u0065llo"}}],"model":"hello"}"#,
             // Twice in the same chunk.
             r#"{"choices":[{"delta":{"reasoning_content":"a","reasoning":"a"}}]}"#,
         ] {
