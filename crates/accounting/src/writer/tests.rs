@@ -458,12 +458,50 @@ fn resident() -> u64 {
     figure.parse().unwrap()
 }
 
+/// Set in the process that has the measurement to itself.
+const ALONE: &str = "SLUICE_TEST_ALONE";
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests are configured by the environment"
+)]
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// How many records wait: as `SLUICE_PROVE_WAITING` says, or few.
+fn waiting_records() -> i64 {
+    variable("SLUICE_PROVE_WAITING").map_or(30_000, |count| count.parse().unwrap())
+}
+
+/// The memory of a process says nothing while other tests run in it.
+#[test]
+fn waiting_records_need_no_more_memory_than_the_window() {
+    let alone = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "writer::tests::measure_waiting_records",
+            "--nocapture",
+        ])
+        .env(ALONE, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&alone.stdout);
+    assert!(alone.status.success(), "{said}");
+    let figures = said.lines().find(|line| line.contains("KiB before"));
+    println!("{}", figures.expect("it was measured"));
+}
+
+/// Does nothing but in a process of its own.
 #[tokio::test]
-#[ignore = "it writes a gigabyte and measures the memory of the process: to be run alone"]
-async fn a_million_waiting_records_need_no_more_memory_than_the_window() {
-    const RECORDS: i64 = 1_000_000;
+async fn measure_waiting_records() {
     const MIB: u64 = 1_024;
-    let (_folder, store, _clock, ledger, writer) = begun_away_with(20_000);
+    const WINDOW: usize = 2_000;
+    if variable(ALONE).is_none() {
+        return;
+    }
+    let records = waiting_records();
+    let (_folder, store, _clock, ledger, writer) = begun_away_with(WINDOW);
     let lane = ledger.lane();
     let writing = tokio::spawn(Arc::clone(&lane).run());
     let running = tokio::spawn(writer.run(std::future::pending(), PATIENCE));
@@ -471,7 +509,7 @@ async fn a_million_waiting_records_need_no_more_memory_than_the_window() {
     let (zone, leased) = (TimeZone::utc(), ScopeSet::default());
     let account = ledger.open_account_away(payer(), period, zone, leased, period.starts_at);
     let before = resident();
-    for number in 0..RECORDS {
+    for number in 0..records {
         let record = Box::new(UsageRecord::begun(open(number)));
         let held = ledger.hold(&lane, &account, record, period.starts_at, Patience::None);
         let hold = held.await.unwrap();
@@ -480,9 +518,10 @@ async fn a_million_waiting_records_need_no_more_memory_than_the_window() {
             written.unwrap().await;
         }
     }
-    assert_eq!(ledger.stats().waiting(), RECORDS);
+    assert_eq!(ledger.stats().waiting(), records);
     let waiting = resident();
     let (behind, began) = (ledger.records_in_memory(), Instant::now());
+    assert!(behind <= WINDOW, "{behind}");
     store.is_up.store(true, Ordering::SeqCst);
     let mut most = 0;
     while ledger.stats().waiting() > 0 {
@@ -490,11 +529,11 @@ async fn a_million_waiting_records_need_no_more_memory_than_the_window() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     println!(
-        "{before} KiB before, {waiting} KiB with {RECORDS} records waiting, {behind} of them in \
+        "{before} KiB before, {waiting} KiB with {records} records waiting, {behind} of them in \
          memory; at most {most} KiB while they were posted in {:?}",
         began.elapsed()
     );
-    assert_eq!(store.row.lock().posted_no, RECORDS);
+    assert_eq!(store.row.lock().posted_no, records);
     assert!(waiting < before + 32 * MIB && most < before + 64 * MIB);
     running.abort();
     writing.abort();
