@@ -72,22 +72,11 @@ impl Account {
                 leased = leased.with(balance.key.scope.kind);
             }
             let counter = book.entry(balance.key);
-            counter.observe(*balance);
-            // It may have a post in it whose answer is on its way to the writer: what is refused next is
-            // asked of the database first.
-            counter.refused_until = UnixMillis(0);
+            counter.observe_apart(*balance);
             counter.ends_at = Some(period.ends_at);
         }
         drop(book);
-        let today = Mutex::new(time_zone.day_of(now));
-        Self {
-            payer,
-            period,
-            time_zone,
-            today,
-            desk,
-            leased,
-        }
+        Self::of(desk, payer, period, time_zone, leased, now)
     }
 
     /// Makes an account whose balances are not known.
@@ -105,6 +94,17 @@ impl Account {
             book.entry(key).ends_at = Some(period.ends_at);
         }
         drop(book);
+        Self::of(desk, payer, period, time_zone, leased, now)
+    }
+
+    fn of(
+        desk: Arc<Desk>,
+        payer: Payer,
+        period: Period,
+        time_zone: TimeZone,
+        leased: ScopeSet,
+        now: UnixMillis,
+    ) -> Self {
         let today = Mutex::new(time_zone.day_of(now));
         Self {
             payer,

@@ -61,6 +61,14 @@ impl LocalCounter {
         }
     }
 
+    /// Takes in what the database says to somebody else than the writer. It may have a post in it that
+    /// is unposted here, because its answer is on its way, so nothing is refused on the word of both
+    /// together.
+    pub(crate) fn observe_apart(&mut self, balance: CounterBalance) {
+        self.observe(balance);
+        self.refused_until = UnixMillis(0);
+    }
+
     /// Returns what is out: open or not yet posted.
     pub(crate) fn in_flight(&self) -> Amounts {
         self.open.plus(self.unposted)
@@ -338,6 +346,14 @@ mod tests {
         assert!(counter.is_refused(Amounts::tokens(21), NOW));
         assert!(!counter.is_refused(Amounts::tokens(20), NOW), "it fits");
         assert!(!counter.is_refused(Amounts::tokens(21), UnixMillis(NOW.0 + 1_000)));
+
+        // A post of 5 is in the database, and its answer on the way.
+        counter.unposted = Amounts::tokens(5);
+        counter.observe_apart(CounterBalance {
+            used: Amounts::tokens(85),
+            ..counter.balance.unwrap()
+        });
+        assert!(!counter.is_refused(Amounts::tokens(15), NOW), "it fits");
     }
 
     /// One step of the life of holds.

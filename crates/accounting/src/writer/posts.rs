@@ -134,11 +134,12 @@ impl Writer {
     async fn retire(&mut self, size: usize, posted: &Posted) -> Result<(), Stop> {
         let touched = self.touched(size);
         self.guard.seq += 1;
+        self.forget_posted(size);
+        // After that: what is counted twice for a moment would refuse what has room.
         for balance in &posted.counters {
             let desk = self.shared.desks.get_or_make(balance.key.tenant_id);
             desk.book.lock().entry(balance.key).observe(*balance);
         }
-        self.forget_posted(size);
         let stats = &self.shared.stats;
         stats
             .posted
