@@ -11,7 +11,7 @@ use sluice_domain::ports::{
 use sluice_domain::time::UnixMillis;
 
 use crate::journal::{Journal, JournalError, PostReader, Replay};
-use crate::ledger::{Ledger, LedgerOptions};
+use crate::ledger::{Ledger, LedgerOptions, Shared};
 use crate::recovery::recovered;
 
 use super::backlog::Charges;
@@ -96,26 +96,7 @@ pub async fn start(
     journal.maintain(clock.now()).map_err(StartError::Journal)?;
     let ledger = Ledger::new(options, journal);
     let shared = Arc::clone(&ledger.shared);
-    let mut writer = Writer {
-        shared,
-        store,
-        clock,
-        guard: Guard {
-            instance_id: identity.instance_id,
-            boot_id: identity.boot_id,
-            seq: row.seq,
-        },
-        earlier_boots: identity.earlier_boots,
-        mode: PostMode::Live,
-        live: 1,
-        posted_no: row.posted_no,
-        backlog: VecDeque::new(),
-        desks: VecDeque::new(),
-        reader: PostReader::after(0),
-        retry_at: None,
-        unclaimed: None,
-        fits: None,
-    };
+    let mut writer = Writer::new(shared, store, clock, identity, row.seq, row.posted_no);
     writer
         .take_over(&row, replay)
         .map_err(StartError::Journal)?;
@@ -157,37 +138,56 @@ pub fn start_away(
     shared.is_database_up.store(false, Ordering::Relaxed);
     shared.is_claimed.store(false, Ordering::Release);
     let unclaimed = Unclaimed::of(&replay);
-    let mut writer = Writer {
-        shared,
-        store,
-        clock,
-        guard: Guard {
-            instance_id: identity.instance_id,
-            boot_id: identity.boot_id,
-            seq: unclaimed.seq,
-        },
-        earlier_boots: identity.earlier_boots,
-        mode: PostMode::Live,
-        live: 1,
-        posted_no: unclaimed.posted_no,
-        backlog: VecDeque::new(),
-        desks: VecDeque::new(),
-        reader: PostReader::after(0),
-        retry_at: None,
-        unclaimed: Some(unclaimed),
-        fits: Some(Box::pin(fits)),
-    };
+    let boot_id = identity.boot_id;
+    let (seq, posted_no) = (unclaimed.seq, unclaimed.posted_no);
+    let mut writer = Writer::new(shared, store, clock, identity, seq, posted_no);
+    writer.unclaimed = Some(unclaimed);
+    writer.fits = Some(Box::pin(fits));
     let row = InstanceRow {
-        boot_id: identity.boot_id,
-        seq: unclaimed.seq,
+        boot_id,
+        seq,
         state: InstanceState::Live,
-        posted_no: unclaimed.posted_no,
+        posted_no,
         leases: replay.leases.clone(),
     };
     writer
         .take_over(&row, replay)
         .map_err(StartError::Journal)?;
     Ok((ledger, writer))
+}
+
+impl Writer {
+    /// Makes the writer of a start, with transaction `seq` and the posts up to `posted_no` behind it.
+    fn new(
+        shared: Arc<Shared>,
+        store: Arc<dyn LedgerStore>,
+        clock: Arc<dyn Clock>,
+        identity: Identity,
+        seq: i64,
+        posted_no: i64,
+    ) -> Self {
+        let guard = Guard {
+            instance_id: identity.instance_id,
+            boot_id: identity.boot_id,
+            seq,
+        };
+        Self {
+            shared,
+            store,
+            clock,
+            guard,
+            earlier_boots: identity.earlier_boots,
+            mode: PostMode::Live,
+            live: 1,
+            posted_no,
+            backlog: VecDeque::new(),
+            desks: VecDeque::new(),
+            reader: PostReader::after(0),
+            retry_at: None,
+            unclaimed: None,
+            fits: None,
+        }
+    }
 }
 
 /// What the journal knew when an instance began without the database.
