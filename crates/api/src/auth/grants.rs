@@ -30,6 +30,8 @@ use crate::snapshot::GrantView;
 const MAX_UNKNOWN: usize = 10_000;
 /// How long a request waits for the database to know its key or its balances.
 const LOOK_UP_PATIENCE: Duration = Duration::from_secs(3);
+/// How often a key is read whose place was taken away by changes meanwhile.
+const MAX_LOOK_UPS: u32 = 3;
 /// What a client is asked to wait while the database is away.
 const DATABASE_PAUSE: Duration = Duration::from_secs(2);
 
@@ -241,37 +243,42 @@ impl Grants {
 
     /// Asks the database; simultaneous requests with one key ask once.
     async fn look_up(&self, hash: KeyHash) -> Result<Arc<Grant>, ApiError> {
-        let guard = match self.known.get_value_or_guard_async(&hash).await {
-            Ok(grant) => return Ok(grant),
-            Err(guard) => guard,
-        };
-        if self.unknown.get(&hash).is_some() {
-            return Err(unknown_key());
-        }
-        if !self.standing.is_up() {
-            return Err(database_away(away("it did not answer a moment ago")));
-        }
-        let epoch = *self.epoch.lock();
-        self.metrics.key_lookups.inc();
-        let storage = self.storage.clone();
-        let found = self
-            .on_control(async move { storage.find_grant(&hash).await })
-            .await
-            .map_err(database_away)?;
-        let current = self.epoch.lock();
-        let is_current = *current == epoch;
-        let Some(found) = found else {
-            if is_current {
+        let mut tries = 0;
+        loop {
+            let guard = match self.known.get_value_or_guard_async(&hash).await {
+                Ok(grant) => return Ok(grant),
+                Err(guard) => guard,
+            };
+            if self.unknown.get(&hash).is_some() {
+                return Err(unknown_key());
+            }
+            if !self.standing.is_up() {
+                return Err(database_away(away("it did not answer a moment ago")));
+            }
+            let epoch = *self.epoch.lock();
+            self.metrics.key_lookups.inc();
+            let storage = self.storage.clone();
+            let found = self
+                .on_control(async move { storage.find_grant(&hash).await })
+                .await
+                .map_err(database_away)?
+                .map(|found| Arc::new(Grant::new(found)));
+            tries += 1;
+            let current = self.epoch.lock();
+            let mut is_kept = *current == epoch;
+            if let Some(grant) = &found {
+                is_kept = is_kept && guard.insert(Arc::clone(grant)).is_ok();
+                self.learned
+                    .fetch_add(u64::from(is_kept), Ordering::Relaxed);
+            } else if is_kept {
                 self.unknown.insert(hash, ());
             }
-            return Err(unknown_key());
-        };
-        let grant = Arc::new(Grant::new(found));
-        // When its place was taken away meanwhile, it serves this request alone.
-        if is_current && guard.insert(Arc::clone(&grant)).is_ok() {
-            self.learned.fetch_add(1, Ordering::Relaxed);
+            // Something changed while it was read. What was read serves at least this request, but
+            // a key that is not kept is in no snapshot, so it is read again.
+            if is_kept || tries == MAX_LOOK_UPS {
+                return found.ok_or_else(unknown_key);
+            }
         }
-        Ok(grant)
     }
 
     /// Reads a key that was in use again, so that nobody waits for it and a snapshot has it. One that

@@ -220,14 +220,15 @@ impl Deployment {
         (storage, tenant)
     }
 
-    /// Returns every usage record, oldest first.
+    /// Returns every usage record, oldest first. Ids of one millisecond have no order; the numbers of
+    /// posts are in the order in which requests ended.
     pub(crate) async fn records(&self) -> Vec<StoredRecord> {
         let (storage, tenant) = self.storage().await;
         let mut records = storage
             .list_records(tenant.id, UnixMillis(0), UnixMillis(i64::MAX), 1_000)
             .await
             .unwrap();
-        records.sort_by_key(|record| record.request_id);
+        records.sort_by_key(|record| (record.started_at, record.post_no));
         storage.close().await;
         records
     }
