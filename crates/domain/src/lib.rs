@@ -7,7 +7,7 @@
 //! parameters.
 //!
 //! Modules in reading order: [`id`], [`time`], [`tenant`], [`key`], [`upstream`], [`route`],
-//! [`usage`] (what a request used and who pays), [`quota`], [`bound`] (what a request may cost at most), [`record`], [`ports`].
+//! [`pool`] (when an upstream is tried and left alone), [`usage`] (what a request used and who pays), [`quota`], [`bound`] (what a request may cost at most), [`record`], [`ports`].
 //!
 //! To add an id type, add a line to the registry in [`id`]; to add a way in which a request can
 //! end, add a variant to [`usage::Ending`] and a row to [`usage::charge`].
@@ -22,6 +22,8 @@ pub mod key;
 pub mod upstream;
 
 pub mod route;
+
+pub mod pool;
 
 pub mod usage;
 
