@@ -1,8 +1,9 @@
 //! The way of lines into the journal: gathered over one turn of an event loop, written at once.
 //!
-//! One lane per thread. Whoever writes a line waits until the write has returned; the lane's task is
+//! One lane per thread. Whoever opens or posts waits until the write has returned; the lane's task is
 //! woken by the first line of a turn and runs after everybody else who was ready in that turn, so
-//! that all their lines leave in one `write`.
+//! that all their lines leave in one `write`. Lines that nobody waits for leave with those of the
+//! next turn, which begins at once.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -35,6 +36,8 @@ struct Inner {
     /// The desks of the posts in `turn`, in their order.
     desks: VecDeque<Arc<Desk>>,
     waiting: Vec<Waker>,
+    /// Whether somebody waits, or is about to, for what is in `turn`.
+    is_awaited: bool,
     /// How many turns have been written.
     written: u64,
     /// Whether the task of the lane has ended: then everybody writes for themselves.
@@ -50,6 +53,7 @@ impl Lane {
                 turn,
                 desks: VecDeque::new(),
                 waiting: Vec::new(),
+                is_awaited: false,
                 written: 0,
                 is_alone: false,
             }),
@@ -62,6 +66,9 @@ impl Lane {
         let _alone = AloneOnDrop(&self);
         loop {
             self.wake.notified().await;
+            if !self.inner.lock().is_awaited {
+                tokio::task::yield_now().await;
+            }
             while !self.flush() {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
@@ -70,7 +77,10 @@ impl Lane {
 
     /// Adds the open of a request. Returns the space of its post.
     pub(crate) fn open(self: &Arc<Self>, open: &OpenRequest, slot: Slot) -> (Slot, Written) {
-        self.add(|inner| inner.turn.open(open, slot))
+        self.add(|inner| {
+            inner.is_awaited = true;
+            inner.turn.open(open, slot)
+        })
     }
 
     /// Adds the start of an attempt; nobody waits for it.
@@ -90,6 +100,7 @@ impl Lane {
         desk: Arc<Desk>,
     ) -> Written {
         self.add(|inner| {
+            inner.is_awaited = true;
             inner.turn.post(record, slot);
             inner.desks.push_back(desk);
         })
@@ -154,6 +165,7 @@ impl Lane {
         }
         crate::crash::point("turn.written");
         inner.written += 1;
+        inner.is_awaited = false;
         let waiting = std::mem::take(&mut inner.waiting);
         drop(guard);
         self.shared.posts_came();

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
-use sluice_domain::quota::{Amounts, CounterKey};
+use sluice_domain::quota::{Amounts, CounterKey, Payer, ScopeSet};
 use sluice_domain::record::{NumberedRecord, UsageRecord};
+use sluice_domain::time::Month;
 
 use crate::book::leased_counters;
 use crate::chain;
@@ -51,6 +52,40 @@ impl Charges {
             let sum = self.by_counter.entry(key).or_default();
             *sum = sum.plus(record.charge());
         }
+    }
+}
+
+/// Records of one payer that follow one another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run {
+    /// The place of the first one in the backlog.
+    first: usize,
+    payer: Payer,
+    month: Month,
+    leased: ScopeSet,
+    /// What they charge together.
+    pub(super) charge: Amounts,
+}
+
+impl Run {
+    fn of(first: usize, record: &UsageRecord) -> Self {
+        Self {
+            first,
+            payer: record.open.payer,
+            month: record.open.period,
+            leased: record.open.hold.leased,
+            charge: record.charge(),
+        }
+    }
+
+    fn takes(&self, record: &UsageRecord) -> bool {
+        let open = &record.open;
+        (self.payer, self.month, self.leased) == (open.payer, open.period, open.hold.leased)
+    }
+
+    /// The counters that they move.
+    pub(super) fn counters(self) -> impl Iterator<Item = CounterKey> {
+        leased_counters(self.payer, self.month, self.leased).map(|(_place, key)| key)
     }
 }
 
@@ -153,16 +188,33 @@ impl Writer {
     /// Takes the first records off the backlog and off the books.
     pub(super) fn forget_posted(&mut self, size: usize) {
         let size = size.min(self.backlog.len());
-        for (numbered, desk) in self.backlog.drain(..size).zip(self.desks.drain(..size)) {
-            let record = &numbered.record;
-            let open = &record.open;
-            desk.book
-                .lock()
-                .posted(open.payer, open.period, open.hold.leased, record.charge());
-            self.posted_no = numbered.post_no;
-            self.shared.stats.waiting.fetch_sub(1, Ordering::Relaxed);
+        for run in self.runs(size) {
+            if let Some(desk) = self.desks.get(run.first) {
+                let mut book = desk.book.lock();
+                book.posted(run.payer, run.month, run.leased, run.charge);
+            }
         }
+        self.desks.drain(..size);
+        if let Some(last) = self.backlog.drain(..size).next_back() {
+            self.posted_no = last.post_no;
+        }
+        let count = i64::try_from(size).unwrap_or(0);
+        let waiting = &self.shared.stats.waiting;
+        waiting.fetch_sub(count, Ordering::Relaxed);
         self.shared.inbox.lock().note_dropped(size);
+    }
+
+    /// The first records, those that follow one another and are of one payer added up.
+    pub(super) fn runs(&self, size: usize) -> impl Iterator<Item = Run> {
+        let mut records = self.backlog.iter().take(size).enumerate().peekable();
+        std::iter::from_fn(move || {
+            let (first, numbered) = records.next()?;
+            let mut run = Run::of(first, &numbered.record);
+            while let Some((_, numbered)) = records.next_if(|(_, next)| run.takes(&next.record)) {
+                run.charge = run.charge.plus(numbered.record.charge());
+            }
+            Some(run)
+        })
     }
 
     /// Forgets records that the database has taken in.

@@ -1,18 +1,17 @@
 //! Posting: records in batches, and what the database refuses set aside.
 
-use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use sluice_domain::ports::{PostMode, Posted, StoreError};
 use sluice_domain::quota::{CounterKey, Lease};
 
-use crate::book::leased_counters;
 use crate::chain;
 
+use super::backlog::Run;
 use super::{Stop, Writer, bounded, is_refusal};
 
 /// Most records in one transaction.
-pub(super) const MAX_BATCH: usize = 1_024;
+pub(super) const MAX_BATCH: usize = 2_048;
 /// Most transactions before the writer looks at what else there is to do.
 const ROUND: usize = 8;
 
@@ -34,7 +33,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Posts some of what is waiting.
+    /// Posts some of what is waiting. What comes while the last of it is posted is gathered anew.
     pub(super) async fn post_round(&mut self) -> Result<(), Stop> {
         for _batch in 0..ROUND {
             self.fill_backlog().await?;
@@ -45,6 +44,9 @@ impl Writer {
             self.post_first(size).await?;
             if self.has_posts() {
                 self.check_deadline()?;
+            }
+            if size < MAX_BATCH {
+                return Ok(());
             }
         }
         Ok(())
@@ -153,17 +155,9 @@ impl Writer {
 
     /// The counters that the first records move.
     fn touched(&self, size: usize) -> Vec<CounterKey> {
-        let keys: HashSet<CounterKey, foldhash::fast::RandomState> = self
-            .backlog
-            .iter()
-            .take(size)
-            .flat_map(|numbered| {
-                let open = &numbered.record.open;
-                leased_counters(open.payer, open.period, open.hold.leased).map(|(_, key)| key)
-            })
-            .collect();
-        let mut keys: Vec<CounterKey> = keys.into_iter().collect();
+        let mut keys: Vec<CounterKey> = self.runs(size).flat_map(Run::counters).collect();
         keys.sort_unstable();
+        keys.dedup();
         keys
     }
 
@@ -184,14 +178,12 @@ impl Writer {
                 Lease { key: *key, held }
             })
             .collect();
-        for numbered in self.backlog.iter().take(size) {
-            let open = &numbered.record.open;
-            let charge = numbered.record.charge();
-            for (_place, key) in leased_counters(open.payer, open.period, open.hold.leased) {
+        for run in self.runs(size) {
+            for key in run.counters() {
                 if let Ok(place) = in_flight.binary_search_by_key(&key, |lease| lease.key)
                     && let Some(lease) = in_flight.get_mut(place)
                 {
-                    lease.held = lease.held.minus(charge);
+                    lease.held = lease.held.minus(run.charge);
                 }
             }
         }
