@@ -36,7 +36,7 @@ pub use self::start::{Identity, StartError, start, start_away};
 
 /// How long records are gathered before a batch goes out: each batch costs a transaction and a sync
 /// of the journal.
-const BATCH_WINDOW: Duration = Duration::from_millis(100);
+const BATCH_WINDOW: Duration = Duration::from_millis(50);
 /// First pause after the database could not be reached; doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const MAX_PAUSE: Duration = Duration::from_secs(2);
