@@ -16,8 +16,9 @@ use self::message::end_of_event;
 pub use self::message::{RawEvent, Request, Response, ResponseHead};
 use crate::wire::{BodyReader, invalid, take_head};
 
-/// How long a step may take unless a test says otherwise.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// How long a step may take unless a test says otherwise: nothing takes so long that goes on at all,
+/// on whatever machine.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// How a connection was closed by the other side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +34,8 @@ pub enum Closed {
 /// Dropping it leaves: the kernel sends FIN, or RST when unread bytes are left.
 ///
 /// # Errors
-/// All its steps end in an error after a bounded time: `TimedOut` when nothing came in time (10 s
-/// unless [`patience`](Self::patience) says otherwise, by the clock of the calling runtime),
+/// All its steps end in an error after a bounded time: `TimedOut` when nothing came in time (a
+/// minute unless [`patience`](Self::patience) says otherwise, by the clock of the calling runtime),
 /// `UnexpectedEof` when the other side closed in the middle of a message, `ConnectionReset` and the
 /// like as the system says, `InvalidData` for what is not HTTP.
 #[derive(Debug)]

@@ -66,7 +66,7 @@ pub use backends::{faketime, postgres_url};
 pub use client::{Closed, HttpClient, RawEvent, Request, Response, ResponseHead, call};
 pub use clock::ManualClock;
 pub use link::Link;
-pub use process::{FinishedProcess, Program, RunningProcess, free_port};
+pub use process::{FinishedProcess, Program, RunningProcess};
 pub use small_disk::{Ballast, SmallDisk};
 pub use upstream::{ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd};
 pub use wire::Headers;

@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -17,19 +17,10 @@ use crate::stopwatch::Stopwatch;
 
 /// Time between two looks at something that cannot be waited for.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// How long what a process wrote before its end may be on its way to us.
+const OUTPUTS_AT_MOST: Duration = Duration::from_secs(30);
 /// How long one look at a port may take.
 const LOOK_AT_MOST: Duration = Duration::from_secs(1);
-
-/// Returns a port of 127.0.0.1 that was free a moment ago.
-///
-/// Prefer to let the program choose its port and to read which one it is.
-#[track_caller]
-pub fn free_port() -> u16 {
-    match TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|listener| listener.local_addr()) {
-        Ok(address) => address.port(),
-        Err(error) => fail(format_args!("no free port: {error}")),
-    }
-}
 
 /// A program to be started.
 #[derive(Debug)]
@@ -284,18 +275,34 @@ impl RunningProcess {
         status.unwrap_or_else(|error| fail(format_args!("cannot ask for {}: {error}", self.name)))
     }
 
-    /// Waits for its end; fails the test after `at_most`.
+    /// Waits for its end, and until all that it wrote is known; fails the test after `at_most`.
     #[track_caller]
     pub fn wait_exit(&self, at_most: Duration) -> ExitStatus {
         let stopwatch = Stopwatch::start();
         loop {
             if let Some(status) = self.try_exit() {
+                self.wait_for_outputs();
                 return status;
             }
             if stopwatch.elapsed() >= at_most {
                 self.fail(&format!("did not end within {at_most:?}"));
             }
             thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// Waits until the readers have read what a process left in its outputs when it ended. A
+    /// grandchild may hold them for longer: it is not waited for without end.
+    fn wait_for_outputs(&self) {
+        let stopwatch = Stopwatch::start();
+        let mut state = self.output.state.lock();
+        while state.ended < 2 {
+            let left = OUTPUTS_AT_MOST.saturating_sub(stopwatch.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            // Whether it timed out is asked at the top.
+            let _timed_out = self.output.changed.wait_for(&mut state, left);
         }
     }
 
@@ -326,8 +333,13 @@ impl RunningProcess {
         }
     }
 
-    /// Kills it and waits for its end.
+    /// Kills it and waits for its end, and until all that it wrote is known.
     pub fn kill(&self) {
+        self.kill_only();
+        self.wait_for_outputs();
+    }
+
+    fn kill_only(&self) {
         let mut child = self.child.lock();
         // It may have ended by itself.
         let _ended_already = child.kill();
@@ -354,7 +366,7 @@ impl RunningProcess {
 impl Drop for RunningProcess {
     fn drop(&mut self) {
         // The readers end by themselves: not waited for, since a grandchild may hold the outputs.
-        self.kill();
+        self.kill_only();
     }
 }
 
@@ -399,10 +411,12 @@ fn http_status(port: u16, path: &str) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpSocket;
+
     use super::*;
     use crate::upstream::{FakeUpstream, Script};
 
-    const SOON: Duration = Duration::from_secs(5);
+    const SOON: Duration = Duration::from_mins(1);
 
     fn shell(script: &str) -> Program {
         Program::new("sh").arg("-c").arg(script)
@@ -456,12 +470,36 @@ mod tests {
         assert_eq!(wait("echo broken"), None);
     }
 
+    /// What a program wrote last is read by other threads, which may come later than its end.
+    #[test]
+    fn all_that_a_program_wrote_is_known_when_its_end_was_waited_for() {
+        let script = "i=0; while [ $i -lt 500 ]; do echo line $i >&2; i=$((i + 1)); done";
+        for _ in 0..20 {
+            let process = shell(script).start();
+            assert!(process.wait_exit(SOON).success());
+            assert_eq!(process.stderr().lines().last(), Some("line 499"));
+        }
+        let process = shell(&format!("{script}; echo over; exec sleep 60")).start();
+        process.wait_for_line("over", SOON);
+        process.kill();
+        assert_eq!(process.stderr().lines().last(), Some("line 499"));
+    }
+
+    /// A port that nobody else is given and at which nobody listens, as long as the socket lives.
+    fn silent_port() -> (TcpSocket, u16) {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let port = socket.local_addr().unwrap().port();
+        (socket, port)
+    }
+
     #[test]
     #[should_panic(expected = "before it did listen on port")]
     fn a_port_of_a_program_that_ended_is_not_waited_for() {
+        let (_socket, port) = silent_port();
         shell("exit 1")
             .start()
-            .wait_for_port(free_port(), Duration::from_mins(1));
+            .wait_for_port(port, Duration::from_mins(1));
     }
 
     #[test]
@@ -486,6 +524,7 @@ mod tests {
         process.wait_for_port(upstream.port(), SOON);
         process.wait_for_ok(upstream.port(), "/livez", SOON);
         assert_eq!(http_status(upstream.port(), "/readyz"), Some(503));
-        assert_eq!(http_status(free_port(), "/livez"), None);
+        let (_socket, port) = silent_port();
+        assert_eq!(http_status(port, "/livez"), None);
     }
 }

@@ -13,7 +13,7 @@ use crate::fail::fail;
 use crate::process::{Program, RunningProcess};
 
 /// How long making the file system may take.
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_mins(1);
 /// How often what has come free is taken.
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// What keeps the disk full.

@@ -6,7 +6,7 @@ use serde_json::Value;
 use sluice_testkit::{FakeUpstream, HttpClient, RawEvent, Request, ResponseHead, Served, words};
 
 /// Long enough for everything that must happen.
-pub(crate) const SOON: Duration = Duration::from_secs(5);
+pub(crate) const SOON: Duration = Duration::from_mins(1);
 /// Longer than any test: what waits so long was never meant to go on.
 pub(crate) const NEVER: Duration = Duration::from_mins(10);
 pub(crate) const CHAT: &str = "/v1/chat/completions";
