@@ -141,15 +141,20 @@ mod tests {
         let open = listener.local_addr().unwrap();
         let closed_v4 = closed_port("127.0.0.1:0").await;
         let closed_v6: SocketAddr = "[::1]:9".parse().unwrap();
-        let begun = Instant::now();
         for addresses in [vec![closed_v4, open], vec![closed_v6, open]] {
-            let stream = dial_addresses(addresses.into_iter()).await.unwrap();
-            assert_eq!(stream.peer_addr().unwrap(), open);
+            let mut fastest = Duration::MAX;
+            // A machine that is busy makes any try slow, but not all of them.
+            for _ in 0..50 {
+                let begun = Instant::now();
+                let stream = dial_addresses(addresses.iter().copied()).await.unwrap();
+                assert_eq!(stream.peer_addr().unwrap(), open);
+                fastest = fastest.min(begun.elapsed());
+                if fastest < OTHER_FAMILY_DELAY {
+                    break;
+                }
+            }
+            assert!(fastest < OTHER_FAMILY_DELAY, "nothing is waited for");
         }
-        assert!(
-            begun.elapsed() < OTHER_FAMILY_DELAY,
-            "nothing was waited for"
-        );
 
         let error = dial_addresses([closed_v4].into_iter()).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);

@@ -7,10 +7,14 @@ use sluice_upstream_pool::{DispatchError, ErrorClass, SendStage, UpstreamBodyErr
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::server::{Server, Step, chunk, chunked_head, end, json, stream_head, wait_ms};
+use crate::server::{SOON, Server, Step, chunk, chunked_head, end, json, stream_head, wait_ms};
 use crate::support::{Relay, first_event_ms, idle_ms, total_ms};
 
-/// Runs a call that must end for its deadline, between `ms` and 250 ms later.
+/// So late a deadline may come true on a machine that is busy. The deadlines that a test did not
+/// shorten are longer, but for that of a connection.
+const LATE_MS: u128 = 8_000;
+
+/// Runs a call that must end for its deadline, after `ms` and not much later.
 async fn timed_out<T: std::fmt::Debug>(
     ms: u128,
     call: impl Future<Output = Result<T, Box<DispatchError>>>,
@@ -19,7 +23,7 @@ async fn timed_out<T: std::fmt::Debug>(
     let error = call.await.unwrap_err();
     let took = begun.elapsed().as_millis();
     assert_eq!(error.class, ErrorClass::Timeout, "{error:?}");
-    assert!((ms..ms + 250).contains(&took), "{took} ms: {error:?}");
+    assert!((ms..ms + LATE_MS).contains(&took), "{took} ms: {error:?}");
     error
 }
 
@@ -32,23 +36,24 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
     let attempt = &error.attempts[0];
     assert_eq!(attempt.error.as_deref(), Some("timeout"));
     assert!(attempt.head_ms >= 150, "{attempt:?}");
-    assert!(server.closed_within(1, Duration::from_millis(200)).await);
+    assert!(server.closed_within(1, SOON).await);
 }
 
 #[tokio::test]
 async fn comments_do_not_move_the_deadline_of_the_first_event() {
+    // For longer than a late deadline takes.
     let mut script = vec![stream_head()];
-    for _ in 0..40 {
+    for _ in 0..400 {
         script.extend([chunk(": keep-alive\n\n"), wait_ms(30)]);
     }
     let server = Server::start(script).await;
-    let relay = Relay::with(&server, first_event_ms(200));
-    let error = timed_out(200, relay.stream()).await;
+    let relay = Relay::with(&server, first_event_ms(1_000));
+    let error = timed_out(1_000, relay.stream()).await;
     assert_eq!(
         (error.stage, error.status()),
         (SendStage::Answered, Some(200))
     );
-    assert!(server.closed_within(1, Duration::from_millis(300)).await);
+    assert!(server.closed_within(1, SOON).await);
 }
 
 #[tokio::test]
@@ -56,12 +61,12 @@ async fn the_deadline_of_the_first_event_is_over_once_it_came() {
     let server = Server::start(vec![
         stream_head(),
         chunk("data: 1\n\n"),
-        wait_ms(250),
+        wait_ms(1_500),
         chunk("data: [DONE]\n\n"),
         end(),
     ])
     .await;
-    let relay = Relay::with(&server, first_event_ms(150));
+    let relay = Relay::with(&server, first_event_ms(1_000));
     let body = relay.stream().await.unwrap().body;
     assert_eq!(
         body.collect(1_000).await.unwrap(),
@@ -72,12 +77,13 @@ async fn the_deadline_of_the_first_event_is_over_once_it_came() {
 #[tokio::test]
 async fn silence_inside_a_stream_ends_it_and_comments_break_the_silence() {
     let mut script = vec![stream_head(), chunk("data: 1\n\n")];
-    for _ in 0..5 {
-        script.extend([wait_ms(60), chunk(": keep-alive\n\n")]);
+    for _ in 0..10 {
+        script.extend([wait_ms(200), chunk(": keep-alive\n\n")]);
     }
     script.push(Step::WaitForClose);
     let server = Server::start(script).await;
-    let mut body = Relay::with(&server, idle_ms(150))
+    // Less than all pauses together, and much more than one.
+    let mut body = Relay::with(&server, idle_ms(1_500))
         .stream()
         .await
         .unwrap()
@@ -92,13 +98,10 @@ async fn silence_inside_a_stream_ends_it_and_comments_break_the_silence() {
     assert_eq!(error.class(), ErrorClass::Timeout);
     let took = begun.elapsed().as_millis();
     assert!(
-        (440..750).contains(&took),
-        "five comments and one silence took {took} ms"
+        (3_500..3_500 + LATE_MS).contains(&took),
+        "ten comments and one silence took {took} ms"
     );
-    assert!(
-        server.closed_within(1, Duration::from_millis(200)).await,
-        "closed with the error"
-    );
+    assert!(server.closed_within(1, SOON).await, "closed with the error");
 }
 
 #[tokio::test]
@@ -113,13 +116,13 @@ async fn a_reader_that_pauses_does_not_make_the_upstream_late() {
         end(),
     ])
     .await;
-    let mut body = Relay::with(&server, idle_ms(100))
+    let mut body = Relay::with(&server, idle_ms(1_000))
         .stream()
         .await
         .unwrap()
         .body;
     body.next_chunk().await.unwrap().unwrap();
-    sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(1_500)).await;
     assert_eq!(
         body.collect(1_000).await.unwrap(),
         "data: 2\n\ndata: [DONE]\n\n"
@@ -128,12 +131,13 @@ async fn a_reader_that_pauses_does_not_make_the_upstream_late() {
 
 #[tokio::test]
 async fn an_answer_that_takes_too_long_as_a_whole_is_ended() {
+    // For longer than a late deadline takes.
     let mut script = vec![stream_head()];
-    for _ in 0..60 {
+    for _ in 0..600 {
         script.extend([chunk("data: 1\n\n"), wait_ms(20)]);
     }
     let server = Server::start(script).await;
-    let relay = Relay::with(&server, total_ms(200));
+    let relay = Relay::with(&server, total_ms(1_000));
     let begun = Instant::now();
     let error = relay
         .stream()
@@ -145,7 +149,7 @@ async fn an_answer_that_takes_too_long_as_a_whole_is_ended() {
         .unwrap_err();
     assert!(matches!(error, UpstreamBodyError::Total), "{error:?}");
     let took = begun.elapsed().as_millis();
-    assert!((200..450).contains(&took), "{took} ms");
+    assert!((1_000..1_000 + LATE_MS).contains(&took), "{took} ms");
 }
 
 #[tokio::test]
@@ -213,15 +217,16 @@ async fn a_connection_that_does_not_open_is_given_up_and_nothing_was_sent() {
 async fn time_spent_on_opening_does_not_count_against_the_answer() {
     let (listener, _waiting) = full_listener().await;
     let address = listener.local_addr().unwrap();
-    let relay = Relay::at(address, first_event_ms(250));
+    let relay = Relay::at(address, first_event_ms(1_500));
     let begun = Instant::now();
+    // The system asks for the connection again after two or three seconds.
     let (answer, _server) = tokio::join!(relay.ask(), async {
-        sleep(Duration::from_millis(400)).await;
+        sleep(Duration::from_millis(1_500)).await;
         Server::start_on(listener, vec![wait_ms(100), json("200 OK", "{}")])
     });
     let took = begun.elapsed();
     assert!(
-        took > Duration::from_millis(500),
+        took > Duration::from_millis(1_700),
         "the connection was open at once: {took:?}"
     );
     answer.unwrap();
@@ -241,18 +246,16 @@ async fn a_late_answer_on_a_connection_that_opened_late_is_not_waited_for() {
         (error.class, error.stage),
         (ErrorClass::Timeout, SendStage::Sent)
     );
-    assert_eq!(server.seen().len(), 1);
+    server.wait_for(|counts| counts.asked == 1).await;
 }
 
 #[tokio::test]
 async fn an_upstream_that_never_pauses_is_ended_in_time_too() {
-    let mut script = vec![stream_head()];
-    script.extend(std::iter::repeat_n(
-        chunk(&"data: 1\n\n".repeat(2_000)),
-        20_000,
-    ));
-    let server = Server::start(script).await;
-    let relay = Relay::with(&server, total_ms(150));
+    let Step::Write(chunk) = chunk(&"data: 1\n\n".repeat(2_000)) else {
+        unreachable!("a chunk is written");
+    };
+    let server = Server::start(vec![stream_head(), Step::Flood(chunk)]).await;
+    let relay = Relay::with(&server, total_ms(1_000));
     let mut body = relay.stream().await.unwrap().body;
     let begun = Instant::now();
     let error = loop {
@@ -263,5 +266,5 @@ async fn an_upstream_that_never_pauses_is_ended_in_time_too() {
         }
     };
     assert!(matches!(error, UpstreamBodyError::Total), "{error:?}");
-    assert!(server.closed_within(1, Duration::from_millis(200)).await);
+    assert!(server.closed_within(1, SOON).await);
 }

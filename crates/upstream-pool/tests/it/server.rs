@@ -7,16 +7,23 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
+
+/// Time for whatever must happen, on whatever machine.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// One step of an answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
     /// Writes these bytes.
     Write(String),
+    /// Writes these bytes again and again until the client closes the connection.
+    Flood(String),
     /// Waits.
     Wait(Duration),
+    /// Waits until the test says so.
+    WaitFor(Arc<Notify>),
     /// Waits until the client closes the connection.
     WaitForClose,
     /// Says that nothing more comes, and keeps the connection.
@@ -59,6 +66,10 @@ impl Seen {
 pub(crate) struct Counts {
     pub(crate) opened: usize,
     pub(crate) closed: usize,
+    /// Requests that were read.
+    pub(crate) asked: usize,
+    /// Requests whose script was played to its end.
+    pub(crate) answered: usize,
 }
 
 /// A server; every request on every connection is answered by the same script.
@@ -83,7 +94,7 @@ impl Server {
                 sender.send_modify(|counts| counts.opened += 1);
                 let (script, log, sender) = (Arc::clone(&script), Arc::clone(&log), sender.clone());
                 tokio::spawn(async move {
-                    serve(stream, &script, &log).await;
+                    serve(stream, &script, &log, &sender).await;
                     sender.send_modify(|counts| counts.closed += 1);
                 });
             }
@@ -117,12 +128,28 @@ impl Server {
                 .is_ok()
         }
     }
+
+    /// Waits until something has come to pass.
+    pub(crate) async fn wait_for(&self, is_reached: impl Fn(&Counts) -> bool) {
+        let mut counts = self.counts.clone();
+        let reached = timeout(SOON, counts.wait_for(|counts| is_reached(counts))).await;
+        let counts = self.counts.borrow().clone();
+        reached
+            .unwrap_or_else(|_elapsed| panic!("only {counts:?}"))
+            .unwrap();
+    }
 }
 
-async fn serve(mut stream: TcpStream, script: &[Step], log: &Mutex<Vec<Seen>>) {
+async fn serve(
+    mut stream: TcpStream,
+    script: &[Step],
+    log: &Mutex<Vec<Seen>>,
+    counts: &watch::Sender<Counts>,
+) {
     stream.set_nodelay(true).unwrap();
     while let Some(request) = read_request(&mut stream).await {
         log.lock().push(request);
+        counts.send_modify(|counts| counts.asked += 1);
         for step in script {
             match step {
                 Step::Write(text) => {
@@ -130,7 +157,12 @@ async fn serve(mut stream: TcpStream, script: &[Step], log: &Mutex<Vec<Seen>>) {
                         return;
                     }
                 }
+                Step::Flood(text) => {
+                    while stream.write_all(text.as_bytes()).await.is_ok() {}
+                    return;
+                }
                 Step::Wait(time) => sleep(*time).await,
+                Step::WaitFor(word) => word.notified().await,
                 Step::WaitForClose => {
                     let mut byte = [0];
                     // The client sends nothing more: an end or an error is its close.
@@ -145,6 +177,7 @@ async fn serve(mut stream: TcpStream, script: &[Step], log: &Mutex<Vec<Seen>>) {
                 Step::Close => return,
             }
         }
+        counts.send_modify(|counts| counts.answered += 1);
     }
 }
 

@@ -18,7 +18,7 @@ use sluice_upstream_pool::{
     UpstreamAnswer,
 };
 
-use crate::server::Server;
+use crate::server::{SOON, Server};
 
 pub(crate) const SECRET: &str = "sk-upstream-canary";
 
@@ -128,10 +128,7 @@ impl Relay {
     /// Asks once, and expects that the connection is closed soon after, without another request.
     pub(crate) async fn ask_and_stay(&self, server: &Server) {
         self.ask().await.unwrap();
-        assert!(
-            server.closed_within(1, Duration::from_millis(250)).await,
-            "still open"
-        );
+        assert!(server.closed_within(1, SOON).await, "still open");
         self.ask().await.unwrap();
         assert_eq!(server.opened(), 2);
     }

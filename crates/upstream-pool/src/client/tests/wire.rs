@@ -17,7 +17,7 @@ async fn listen() -> (TcpListener, String) {
 }
 
 async fn accept(listener: &TcpListener) -> TcpStream {
-    let accepted = tokio::time::timeout(LONG / 2, listener.accept()).await;
+    let accepted = tokio::time::timeout(LONG, listener.accept()).await;
     let (stream, _) = accepted.expect("no connection was opened").unwrap();
     stream.set_nodelay(true).unwrap();
     stream
@@ -218,7 +218,7 @@ async fn what_nobody_asked_for_is_never_the_answer_to_another_request() {
                 // The connection is closed although nobody asks.
                 let mut byte = [0];
                 let closed = first.read(&mut byte);
-                let closed = tokio::time::timeout(Duration::from_secs(5), closed).await;
+                let closed = tokio::time::timeout(LONG, closed).await;
                 assert!(!matches!(closed.unwrap(), Ok(1..)));
             }
             Unasked::BeforeTheNextRequest => first.write_all(forged.as_bytes()).await.unwrap(),
@@ -262,11 +262,8 @@ async fn a_head_that_trickles_is_waited_for_only_so_long() {
         .await
         .unwrap_err();
     assert!(matches!(error, ExchangeError::NoHead), "{error:?}");
-    assert!(
-        begun.elapsed() < Duration::from_millis(600),
-        "{:?}",
-        begun.elapsed()
-    );
+    // The server goes on for as long as anybody listens.
+    assert!(begun.elapsed() < LONG, "{:?}", begun.elapsed());
     server.await.unwrap();
 }
 
