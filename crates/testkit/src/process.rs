@@ -312,25 +312,36 @@ impl RunningProcess {
         self.signal("TERM");
     }
 
+    /// Asks it to stop, unless it has ended by itself.
+    #[track_caller]
+    pub fn terminate_if_running(&self) {
+        if self.try_exit().is_none() && !self.try_signal("TERM") && self.try_exit().is_none() {
+            fail(format_args!("cannot send SIGTERM to {}", self.name));
+        }
+    }
+
     /// Sends a signal by its name without `SIG`, such as `KILL`, `HUP`, `STOP`, `CONT`; fails the test
     /// when the program has ended.
     #[track_caller]
     pub fn signal(&self, name: &str) {
-        // A process that was waited for has given its id back; it may be another's now.
-        let child = &mut self.child.lock();
-        let is_running = matches!(child.try_wait(), Ok(None));
-        let sent = is_running
-            && Command::new("kill")
-                .arg(format!("-{name}"))
-                .arg(self.pid.to_string())
-                .status()
-                .is_ok_and(|status| status.success());
-        if !sent {
+        if !self.try_signal(name) {
             fail(format_args!(
                 "cannot send SIG{name} to {}: does it run?",
                 self.name
             ));
         }
+    }
+
+    fn try_signal(&self, name: &str) -> bool {
+        // A process that was waited for has given its id back; it may be another's now.
+        let child = &mut self.child.lock();
+        let is_running = matches!(child.try_wait(), Ok(None));
+        is_running
+            && Command::new("kill")
+                .arg(format!("-{name}"))
+                .arg(self.pid.to_string())
+                .status()
+                .is_ok_and(|status| status.success())
     }
 
     /// Kills it and waits for its end, and until all that it wrote is known.

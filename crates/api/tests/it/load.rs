@@ -168,6 +168,16 @@ impl Load {
         format!("{sent} requests were sent, {ended} have ended")
     }
 
+    /// Blocks until so many more requests have ended.
+    pub(crate) fn wait_for_ends(&self, more: usize, at_most: Duration) {
+        let ended = || self.shared.ended.load(Ordering::SeqCst);
+        let (before, deadline) = (ended(), Instant::now() + at_most);
+        while ended() < before + more {
+            assert!(Instant::now() < deadline, "{}", self.describe());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Lets the clients wait for the next life.
     pub(crate) fn pause(&self) {
         self.address.send_replace(None);

@@ -38,7 +38,8 @@ async fn an_outage_of_the_database_loses_no_record_whether_the_relay_is_killed_i
             load.send_to(outage, address);
             running
         });
-        std::thread::sleep(Duration::from_millis(300 + dice.below(200)));
+        load.wait_for_ends(20, PATIENCE);
+        std::thread::sleep(Duration::from_millis(dice.below(200)));
         link.cut();
         std::thread::sleep(Duration::from_millis(100 + dice.below(400)));
         if outage % 2 == 0 {

@@ -16,7 +16,7 @@ use sluice_domain::ports::LedgerStore;
 use sluice_domain::quota::{CounterBalance, Payer, ScopeKind};
 use sluice_testkit::{HttpClient, Request, RunningProcess, Script, words};
 
-use crate::deployment::{Backend, Deployment, PATIENCE};
+use crate::deployment::{Backend, Deployment, PATIENCE, wait_until_posted};
 
 /// A model of which the relay knows the context window.
 const CONTEXT_WINDOW: i64 = 8_192;
@@ -58,10 +58,8 @@ async fn try_to_overspend(backend: Backend, instances: usize) {
         return;
     };
     let (rounds, parallel) = size();
-    if parallel > PARALLEL {
-        // A machine that is busy with all of them may not come to ask the database within a second.
-        deployment.set("SLUICE_LEDGER_QUOTA_WAIT_MS", "5000");
-    }
+    // A machine that is busy with all of them may not come to ask the database within a second.
+    deployment.set("SLUICE_LEDGER_QUOTA_WAIT_MS", "5000");
     for model in [WHOLE, MORE] {
         deployment.run(&["route", "create", model, "--to", &format!("fake={model}")]);
     }
@@ -82,6 +80,9 @@ async fn try_to_overspend(backend: Backend, instances: usize) {
         let key = deployment.issue_key(&name, &["--quota", &cap_of(room).to_string()]);
         let watch = Watch::start(&deployment, ScopeKind::Key, &name).await;
         seen.push(spend(&addresses, &key, model, room, parallel).await);
+        for address in &addresses {
+            wait_until_posted(*address).await;
+        }
         let used = watch.end(cap_of(room)).await;
         assert_eq!(used, cap_of(room) - REST, "each has spent its whole hold");
     }
@@ -100,6 +101,9 @@ async fn try_to_overspend(backend: Backend, instances: usize) {
     let (processes, addresses) = start(&deployment, instances);
     let watch = Watch::start(&deployment, ScopeKind::Tenant, "first").await;
     seen.push(spend(&addresses, &deployment.key, WHOLE, ROOM, parallel).await);
+    for address in &addresses {
+        wait_until_posted(*address).await;
+    }
     assert_eq!(watch.end(cap_of_tenant).await, cap_of_tenant - REST);
 
     stop(processes);
@@ -343,11 +347,9 @@ impl Watch {
         Self { is_over, task }
     }
 
-    /// Ends the watch once every charge is in the database; never was more used and held than the cap.
-    /// Returns what is used.
+    /// Ends the watch after every charge has come to the database; never was more used and held than
+    /// the cap. Returns what is used.
     async fn end(self, cap: i64) -> i64 {
-        // Posts are on their way for some milliseconds.
-        tokio::time::sleep(Duration::from_millis(500)).await;
         self.is_over.store(true, Ordering::SeqCst);
         let seen = self.task.await.unwrap();
         for balance in &seen {

@@ -2,7 +2,6 @@
 //! processes never write in one name.
 
 use std::path::Path;
-use std::time::Duration;
 
 use serde_json::Value;
 use sluice_testkit::{Program, Request, RunningProcess, call};
@@ -69,7 +68,7 @@ on_both_databases! {
         for life in 0..STOPS {
             let (process, address) = serve(deployment.program(&["serve"]));
             load.send_to(life, address);
-            std::thread::sleep(Duration::from_millis(400));
+            load.wait_for_ends(30, PATIENCE);
             stop(&process);
             load.pause();
             let log = process.stderr();

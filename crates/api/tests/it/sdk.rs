@@ -8,7 +8,7 @@ use sluice_testkit::{Program, Script};
 
 use crate::deployment::{MODEL, Relay, on_both_databases};
 
-const SDK_PATIENCE: Duration = Duration::from_mins(1);
+const SDK_PATIENCE: Duration = Duration::from_mins(3);
 
 /// An SDK under test.
 #[derive(Debug, Clone)]

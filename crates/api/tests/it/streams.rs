@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_testkit::{ErrorShape, HttpClient, Quirk, Request, Script};
+use sluice_testkit::{ErrorShape, Gate, HttpClient, Quirk, Request, Script};
 
 use crate::deployment::{Backend, Deployment, PATIENCE, Relay, chat, streamed_chat};
 
@@ -158,27 +158,26 @@ async fn silence_is_filled_with_comments_and_the_head_does_not_wait_for_ever() {
     deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", "200");
     deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", "1000");
     let relay = deployment.start();
-    relay.upstream().script(
-        Script::new()
-            .words(3)
-            .first_event_delay(Duration::from_millis(2_500)),
-    );
+    let gate = Gate::new();
+    relay
+        .upstream()
+        .script(Script::new().words(3).wait_at(0, &gate));
     let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let asked = tokio::time::Instant::now();
     client
         .send(&Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key()))
         .await
         .unwrap();
-    let asked = tokio::time::Instant::now();
+    // All of this while the provider says nothing.
     assert_eq!(client.read_head().await.unwrap().status, 200);
-    assert!(
-        asked.elapsed() < Duration::from_secs(1),
-        "the head left after {:?}",
-        asked.elapsed()
-    );
+    for _ in 0..2 {
+        assert!(client.next_event().await.unwrap().unwrap().is_comment());
+    }
+    let silent = asked.elapsed();
+    assert!(silent > Duration::from_millis(1_500), "two in {silent:?}");
+    gate.open();
     let (events, error) = client.read_events().await;
     assert!(error.is_none());
-    let comments = events.iter().filter(|e| e.is_comment()).count();
-    assert!((1..=3).contains(&comments), "{comments} comments");
     assert!(events.last().unwrap().is_done());
 }
 
@@ -187,12 +186,16 @@ async fn a_failure_after_the_head_has_left_is_an_error_event() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
     deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", "100");
     let relay = deployment.start();
+    let gate = Gate::new();
     relay
         .upstream()
-        .script(Script::refuse(500).head_delay(Duration::from_millis(600)));
-    let response = relay.post("/v1/chat/completions", &streamed_chat(3)).await;
-    assert_eq!(response.status(), 200);
-    let text = String::from_utf8(response.body.to_vec()).unwrap();
+        .script(Script::refuse(500).wait_before_head(&gate));
+    let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let request = Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key());
+    client.send(&request).await.unwrap();
+    assert_eq!(client.read_head().await.unwrap().status, 200);
+    gate.open();
+    let text = String::from_utf8(client.read_body().await.unwrap().to_vec()).unwrap();
     assert!(text.contains("data: {\"error\":{"), "{text}");
     assert!(!text.contains("[DONE]"), "{text}");
     let record = relay.deployment.only_record().await;
@@ -219,11 +222,9 @@ async fn open_streams_end_when_the_relay_stops() {
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
     deployment.set("SLUICE_SERVER_DRAIN_MS", "300");
     let relay = deployment.start();
-    relay.upstream().script(
-        Script::new()
-            .words(9)
-            .pause_at(5, Duration::from_millis(1_400)),
-    );
+    relay
+        .upstream()
+        .script(Script::new().words(9).wait_at(5, &Gate::new()));
     let mut client = HttpClient::connect(relay.address)
         .await
         .unwrap()
@@ -249,11 +250,10 @@ async fn open_streams_end_when_the_relay_stops() {
 #[tokio::test]
 async fn open_streams_finish_when_the_relay_stops_in_time() {
     let relay = relay();
-    relay.upstream().script(
-        Script::new()
-            .words(9)
-            .pause_at(5, Duration::from_millis(800)),
-    );
+    let gate = Gate::new();
+    relay
+        .upstream()
+        .script(Script::new().words(9).wait_at(5, &gate));
     let mut client = HttpClient::connect(relay.address)
         .await
         .unwrap()
@@ -264,6 +264,10 @@ async fn open_streams_finish_when_the_relay_stops_in_time() {
         .unwrap();
     client.read_head().await.unwrap();
     relay.process.terminate();
+    relay
+        .process
+        .wait_for_line("open requests may end first", PATIENCE);
+    gate.open();
     let (events, error) = client.read_events().await;
     assert!(error.is_none(), "{error:?}");
     assert!(events.last().unwrap().is_done());
@@ -276,12 +280,9 @@ async fn a_plain_request_that_outlasts_the_stop_is_recorded_and_costs_nothing() 
     let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
     deployment.set("SLUICE_SERVER_DRAIN_MS", "300");
     let relay = deployment.start();
-    // Shorter than the deadline of the upstream, longer than the stop.
-    relay.upstream().script(
-        Script::new()
-            .words(3)
-            .head_delay(Duration::from_millis(3_500)),
-    );
+    relay
+        .upstream()
+        .script(Script::new().words(3).wait_before_head(&Gate::new()));
     let mut client = HttpClient::connect(relay.address).await.unwrap();
     let request = Request::post("/v1/chat/completions", &chat(3)).key(relay.key());
     client.send(&request).await.unwrap();
