@@ -170,8 +170,17 @@ impl Trial {
                 tokio::spawn(async move {
                     let client = HttpClient::connect(address).await.unwrap();
                     let mut client = client.patience(Duration::from_mins(5));
-                    client.send(&request).await.unwrap();
-                    let head = client.read_head().await.unwrap();
+                    // A database that is busy may not say in time what there is; who is told that
+                    // asks again.
+                    let head = loop {
+                        client.send(&request).await.unwrap();
+                        let head = client.read_head().await.unwrap();
+                        if head.status != 503 {
+                            break head;
+                        }
+                        client.read_body().await.unwrap();
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                    };
                     call.request_id = head.headers.get("x-request-id").map(str::to_owned);
                     let (events, error) = client.read_events().await;
                     assert!(error.is_none(), "{error:?}");
@@ -212,7 +221,10 @@ impl Trial {
                 (sent, last_sent_at) = (count, Instant::now());
             }
             let took = full.elapsed();
-            assert!(took < Duration::from_mins(2), "it never stops: {sent} sent");
+            assert!(
+                took < Duration::from_mins(10),
+                "it never stops: {sent} sent"
+            );
         }
         let refused_after = refused_at.unwrap_or(full).duration_since(full);
         let stopped_after = last_sent_at
