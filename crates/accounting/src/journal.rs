@@ -62,7 +62,7 @@ pub use self::posts::{PostReader, kept_posts};
 pub use self::replay::{OpenHold, Replay, replay};
 pub use self::turn::{Slot, Turn};
 
-use self::balances::note_lines;
+use self::balances::{note_lines, push_note};
 use self::line::{Batch, Kind, MAX_LINE, SegmentHeader};
 use self::payload::{Note, Start, open_len};
 use self::segment::Rewrite;
@@ -317,6 +317,36 @@ impl Journal {
         let mut writer = self.writer.lock();
         self.write_note(&mut writer, &mut note_lines(Kind::Ack, &note))?;
         self.change_balances(&mut writer, |balances| balances.apply_ack(&note));
+        Ok(())
+    }
+
+    /// Notes that the database has lost what comes after `posted_no`: posts above it are needed again,
+    /// and nothing else changes.
+    ///
+    /// # Errors
+    /// As [`note_sent`](Self::note_sent).
+    pub fn note_went_back(&self, posted_no: i64) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        let (seq, sent) = (writer.balances.seq, writer.balances.sent);
+        let posted_no = posted_no.min(writer.balances.posted_no);
+        let note = |seq, posted_no| Note {
+            seq,
+            posted_no,
+            leases: Vec::new(),
+        };
+        let (ack, sent) = (note(seq, posted_no), sent.map(|seq| note(seq, 0)));
+        let mut lines = note_lines(Kind::Ack, &ack);
+        if let Some(sent) = &sent {
+            // The answer that is still awaited is not forgotten.
+            push_note(&mut lines, Kind::Sent, sent);
+        }
+        self.write_note(&mut writer, &mut lines)?;
+        self.change_balances(&mut writer, |balances| {
+            balances.apply_ack(&ack);
+            if let Some(sent) = &sent {
+                balances.apply_sent(sent);
+            }
+        });
         Ok(())
     }
 

@@ -322,6 +322,15 @@ impl Writer {
         }
     }
 
+    /// Notes in the journal that the database lost what comes after `posted_no`, so that it is kept
+    /// until it was posted again.
+    async fn keep_posts_after(&mut self, posted_no: i64) -> Result<(), Stop> {
+        while let Err(error) = self.shared.journal.note_went_back(posted_no) {
+            self.wait_for_journal(&error).await?;
+        }
+        Ok(())
+    }
+
     /// Waits until the journal may take a note again: nothing is sent and nothing that was gained is
     /// spent that the journal does not know.
     async fn wait_for_journal(&mut self, error: &JournalError) -> Result<(), Stop> {

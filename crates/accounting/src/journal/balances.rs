@@ -116,6 +116,12 @@ impl Balances {
 /// Returns the lines of a [`Note`].
 pub(super) fn note_lines(kind: Kind, note: &Note) -> Batch {
     let mut batch = Batch::default();
+    push_note(&mut batch, kind, note);
+    batch
+}
+
+/// Adds the lines of a [`Note`].
+pub(super) fn push_note(batch: &mut Batch, kind: Kind, note: &Note) {
     let mut chunks = note.leases.chunks(LEASES_PER_LINE);
     loop {
         let leases = chunks.next().unwrap_or_default();
@@ -123,7 +129,7 @@ pub(super) fn note_lines(kind: Kind, note: &Note) -> Batch {
             put_note(out, note.seq, note.posted_no, leases);
         });
         if chunks.len() == 0 {
-            return batch;
+            return;
         }
     }
 }

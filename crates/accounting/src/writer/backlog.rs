@@ -142,6 +142,7 @@ impl Writer {
     /// unposted again, and is read from the journal when its turn comes.
     pub(super) async fn reload_posts(&mut self, posted_no: i64) -> Result<(), Stop> {
         let until = self.posted_no;
+        self.keep_posts_after(posted_no).await?;
         let lost = blocking(&self.shared, move |shared| {
             Charges::read(&shared.journal, posted_no, until)
         })

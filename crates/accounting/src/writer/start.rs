@@ -87,11 +87,13 @@ pub async fn start(
         return Err(StartError::OlderCopy);
     }
     let went_back = known_here.compare(&row) == Found::WentBack;
-    if !went_back {
-        journal
-            .note_ack(row.seq, row.posted_no, &row.leases)
-            .map_err(StartError::Journal)?;
-    }
+    let noted = if went_back {
+        // What the database lost is needed again, and is kept from here on.
+        journal.note_went_back(row.posted_no)
+    } else {
+        journal.note_ack(row.seq, row.posted_no, &row.leases)
+    };
+    noted.map_err(StartError::Journal)?;
     // The next segment is there before the first request is.
     journal.maintain(clock.now()).map_err(StartError::Journal)?;
     let ledger = Ledger::new(options, journal);

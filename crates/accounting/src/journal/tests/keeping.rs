@@ -241,3 +241,37 @@ fn a_database_that_goes_back_gets_its_posts_again() {
         assert_eq!(posts_after(&journal, posted), holder.posted[at..]);
     }
 }
+
+#[test]
+fn what_a_database_that_went_back_has_lost_is_kept_until_it_has_it_again() {
+    let disk = MemoryDisk::default();
+    let options = Options {
+        keep: Duration::ZERO,
+        max_bytes: 1,
+        ..small()
+    };
+    let journal = opened(&disk, options);
+    let mut holder = Holder::default();
+    run(&journal, &mut holder, 1..150, 0);
+    journal.note_ack(1, 40, &[lease(1, 5)]).unwrap();
+    journal.note_sent(2, &[lease(1, 4)]).unwrap();
+    journal.note_ack(2, 149, &[]).unwrap();
+    journal.note_sent(3, &[]).unwrap();
+    journal.sync().unwrap();
+    journal.note_went_back(7).unwrap();
+    assert_eq!(journal.maintain(UnixMillis(1)).unwrap().removed, 0);
+    assert_eq!(posts_after(&journal, 7), holder.posted[7..]);
+    let read = replay(&disk).unwrap();
+    assert_eq!((read.posted_no, read.seq, read.sent), (7, 2, Some(3)));
+    assert_eq!(read.leases, [lease(1, 4)]);
+    // It is never taken for further than it was.
+    journal.note_went_back(149).unwrap();
+    assert_eq!(replay(&disk).unwrap().posted_no, 7);
+    journal.note_ack(3, 149, &[]).unwrap();
+    journal.sync().unwrap();
+    assert!(journal.maintain(UnixMillis(1)).unwrap().removed > 0);
+    assert!(
+        journal.posts_after(7).is_err(),
+        "nothing is kept for longer"
+    );
+}
