@@ -74,8 +74,10 @@ use self::writer::{Unsynced, Writer};
 pub struct Options {
     /// Bytes of a segment; at least 64 KiB, 16 MiB by default.
     pub segment_bytes: u64,
-    /// Beyond this many bytes, segments are removed before [`keep`](Self::keep) is over; 1 GiB by
-    /// default. What is still needed stays in any case.
+    /// Most bytes that all segments take, at least [four of them](MIN_SEGMENTS); 4 GiB by default:
+    /// what an instance under full load has in ten minutes. Before it is passed, segments are
+    /// removed that would be [kept](Self::keep) for longer. When what the database has not taken
+    /// in would pass it, nobody is admitted; what is open can still end, and is the excess.
     pub max_bytes: u64,
     /// How long segments are kept after the database took their posts in, because it may go back;
     /// 24 hours by default.
@@ -86,7 +88,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             segment_bytes: 16 << 20,
-            max_bytes: 1 << 30,
+            max_bytes: 4 << 30,
             keep: Duration::from_hours(24),
         }
     }
@@ -94,6 +96,10 @@ impl Default for Options {
 
 /// The smallest segment: some lines of each kind have to fit.
 const MIN_SEGMENT: u64 = 64 << 10;
+
+/// So many segments there may always be: the one that is written to, those before and after it, and
+/// one more that is made before the first of them may go.
+pub const MIN_SEGMENTS: u64 = 4;
 
 /// The share of a segment that is set aside for notes, so that a full disk does not stop posting.
 const NOTES_SHARE: u64 = 16;
@@ -140,11 +146,13 @@ impl Journal {
         options: Options,
         identity: Identity,
     ) -> Result<(Self, Replay), JournalError> {
+        let segment_bytes = options
+            .segment_bytes
+            .max(MIN_SEGMENT)
+            .next_multiple_of(4096);
         let options = Options {
-            segment_bytes: options
-                .segment_bytes
-                .max(MIN_SEGMENT)
-                .next_multiple_of(4096),
+            segment_bytes,
+            max_bytes: options.max_bytes.max(MIN_SEGMENTS * segment_bytes),
             ..options
         };
         let scan = replay::scan(disk.as_ref(), Some(identity.instance_id))?;
@@ -242,7 +250,8 @@ impl Journal {
     /// holds.
     ///
     /// # Errors
-    /// [`JournalError::Full`]: nobody may be admitted until space was prepared.
+    /// [`JournalError::Full`]: nobody may be admitted until space was prepared, or the database has
+    /// taken in what fills all that there may be.
     /// [`JournalError::TooLong`]: names are longer than the caller should have let pass. While the
     /// journal has failed, its failure.
     pub fn reserve(&self, open: &OpenRequest) -> Result<Slot, JournalError> {
@@ -416,6 +425,12 @@ impl Journal {
     /// Returns how many holds are open.
     pub fn open_holds(&self) -> usize {
         self.writer.lock().open.len()
+    }
+
+    /// Returns whether nobody is admitted because the database has not taken in what fills all the
+    /// space that there may be, according to the last [`maintain`](Self::maintain).
+    pub fn is_at_bound(&self) -> bool {
+        self.space.is_at_bound()
     }
 
     /// Returns whether [`maintain`](Self::maintain) should be called soon.

@@ -197,6 +197,8 @@ pub(crate) struct Shared {
     /// Whether the database knows of this start.
     pub(crate) is_claimed: AtomicBool,
     pub(crate) journal_needs_care: AtomicBool,
+    /// Why the journal gets no further space, while it gets none.
+    pub(crate) lack_of_space: Mutex<Option<&'static str>>,
     /// When a closing writer gives up; `None` while it is not closing.
     pub(crate) give_up_at: Mutex<Option<Instant>>,
     pub(crate) lanes: Mutex<Vec<Weak<Lane>>>,
@@ -300,6 +302,7 @@ impl Ledger {
                 is_database_up: AtomicBool::new(true),
                 is_claimed: AtomicBool::new(true),
                 journal_needs_care: AtomicBool::new(false),
+                lack_of_space: Mutex::default(),
                 give_up_at: Mutex::default(),
                 lanes: Mutex::default(),
             }),

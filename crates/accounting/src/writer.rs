@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::account::Desk;
 use crate::chain;
-use crate::journal::{JournalError, PostReader};
+use crate::journal::{JournalError, Maintained, PostReader};
 use crate::ledger::{Fsync, Shared};
 
 use self::start::Unclaimed;
@@ -442,11 +442,33 @@ async fn care_for_journal(shared: &Arc<Shared>, clock: &dyn Clock) -> Result<(),
         sync_journal_once(shared).await;
     }
     let now = clock.now();
-    if let Err(error) = blocking(shared, move |shared| shared.journal.maintain(now)).await {
-        tracing::warn!(error = chain(&error), "the journal cannot be cared for");
+    match blocking(shared, move |shared| shared.journal.maintain(now)).await {
+        Ok(done) => note_space(shared, done),
+        Err(error) => tracing::warn!(error = chain(&error), "the journal cannot be cared for"),
     }
     flush_lanes(shared);
     Ok(())
+}
+
+/// Says so when the journal gets no further space, and when it does again.
+fn note_space(shared: &Shared, done: Maintained) {
+    let lack = if done.is_at_bound {
+        Some("records that wait for the database take as much space as journal.max_bytes allows")
+    } else if done.disk_is_full {
+        Some("the disk under the journal is full")
+    } else {
+        None
+    };
+    let before = std::mem::replace(&mut *shared.lack_of_space.lock(), lack);
+    match lack {
+        Some(lack) if before.is_none() => tracing::error!(
+            bytes = done.bytes,
+            waiting = shared.stats.waiting(),
+            "{lack}; nothing new is admitted until there is space again"
+        ),
+        None if before.is_some() => tracing::info!("the journal has space again"),
+        _ => {}
+    }
 }
 
 async fn sync_journal_once(shared: &Arc<Shared>) -> bool {

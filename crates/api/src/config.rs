@@ -233,8 +233,10 @@ settings! {
         /// back to an older state.
         keep ["keep_ms"]: Duration =
             Millis { min: 0, max: 31_536_000_000 }, Duration::from_hours(24);
-        /// Most that is kept for that reason.
-        max_bytes ["max_bytes"]: u64 = Integer::new(1 << 22, 1 << 40, "bytes"), 1 << 30;
+        /// Most that all files take, at least four of them. Before it is passed, files go that would
+        /// be kept for longer. While the database is away so long that what it has not taken in
+        /// would pass it, nothing new is admitted, and what is open ends.
+        max_bytes ["max_bytes"]: u64 = Integer::new(1 << 22, 1 << 40, "bytes"), 4 << 30;
     }
 
     /// The config snapshot in the data folder, with which an instance goes on while its database

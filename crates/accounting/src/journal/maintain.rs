@@ -8,12 +8,13 @@ use std::sync::Arc;
 use sluice_domain::id::RequestId;
 use sluice_domain::time::UnixMillis;
 
-use crate::journal::Journal;
 use crate::journal::disk::Segment;
 use crate::journal::error::JournalError;
 use crate::journal::line::{Batch, Kind, Line, LineAbout, MAX_LINE, SegmentHeader, line_len};
 use crate::journal::segment::{Active, Held, Place, SegmentInfo};
+use crate::journal::turn::signed;
 use crate::journal::writer::{Writer, usable};
+use crate::journal::{Journal, notes_room};
 
 /// What [`Journal::maintain`] did and found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -24,6 +25,8 @@ pub struct Maintained {
     pub removed: u32,
     /// The disk had no space for a further segment: admission may stop.
     pub disk_is_full: bool,
+    /// What the database has not taken in fills all the space that there may be: admission stops.
+    pub is_at_bound: bool,
     /// What all segments take now, in bytes.
     pub bytes: u64,
 }
@@ -55,7 +58,9 @@ impl Journal {
             removed: self.remove_settled(now, Haste::None)?,
             ..Maintained::default()
         };
-        while self.wants_maintenance() {
+        done.is_at_bound = self.is_waiting_part_too_large();
+        self.space.set_at_bound(done.is_at_bound);
+        while self.wants_segment(done.is_at_bound) {
             match self.prepare() {
                 Ok(()) => done.prepared += 1,
                 Err(JournalError::Create { source, .. })
@@ -71,7 +76,7 @@ impl Journal {
                 Err(other) => return Err(other),
             }
         }
-        if self.bytes() > self.options.max_bytes {
+        if self.has_no_room_for_another(self.bytes()) {
             self.carry_forward()?;
         }
         done.bytes = self.bytes();
@@ -80,6 +85,26 @@ impl Journal {
 
     fn bytes(&self) -> u64 {
         self.writer.lock().bytes()
+    }
+
+    fn has_no_room_for_another(&self, bytes: u64) -> bool {
+        bytes.saturating_add(self.options.segment_bytes) > self.options.max_bytes
+    }
+
+    fn is_waiting_part_too_large(&self) -> bool {
+        let synced = self.synced_sequence();
+        let waiting = self.writer.lock().waiting_bytes(synced);
+        self.has_no_room_for_another(waiting)
+    }
+
+    /// Returns whether a segment is to be prepared. At the bound there is only what notes need: they
+    /// are what takes the database further.
+    fn wants_segment(&self, is_at_bound: bool) -> bool {
+        if is_at_bound {
+            self.space.free() < signed(notes_room(self.options))
+        } else {
+            self.wants_maintenance()
+        }
     }
 
     fn prepare(&self) -> Result<(), JournalError> {
@@ -107,7 +132,7 @@ impl Journal {
             let number = {
                 let mut writer = self.writer.lock();
                 writer.mark_settled(synced, now);
-                let is_too_large = writer.bytes() > self.options.max_bytes;
+                let is_too_large = self.has_no_room_for_another(writer.bytes());
                 let oldest = writer.infos.front().filter(|info| {
                     let is_old = |since: UnixMillis| now.since(since) >= keep;
                     info.settled_at.is_some_and(|since| {
@@ -188,6 +213,15 @@ impl Writer {
     /// Returns what all segments take.
     pub(super) fn bytes(&self) -> u64 {
         let used: u64 = self.infos.iter().map(|info| info.size).sum();
+        let prepared: u64 = self.prepared.iter().map(|next| next.size).sum();
+        used + prepared
+    }
+
+    /// Returns what the segments take that have something which the database has not taken in, and
+    /// those to go on with.
+    fn waiting_bytes(&self, synced: u64) -> u64 {
+        let waiting = (0..self.infos.len()).filter(|index| !self.is_posted(*index, synced));
+        let used: u64 = waiting.map(|index| self.infos[index].size).sum();
         let prepared: u64 = self.prepared.iter().map(|next| next.size).sum();
         used + prepared
     }

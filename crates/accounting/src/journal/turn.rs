@@ -23,6 +23,8 @@ pub(super) struct Space {
     free: AtomicI64,
     /// The journal has failed.
     is_closed: AtomicBool,
+    /// What the database has not taken in takes as much as it may.
+    is_at_bound: AtomicBool,
 }
 
 impl Space {
@@ -40,6 +42,14 @@ impl Space {
 
     pub(super) fn reopen(&self) {
         self.is_closed.store(false, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_at_bound(&self) -> bool {
+        self.is_at_bound.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_at_bound(&self, is_at_bound: bool) {
+        self.is_at_bound.store(is_at_bound, Ordering::Relaxed);
     }
 
     pub(super) fn take(&self, bytes: usize) -> bool {
@@ -80,7 +90,7 @@ impl Slot {
             });
         }
         let bytes = line_len(payload) + post_len(payload);
-        if !space.take(bytes) {
+        if space.is_at_bound() || !space.take(bytes) {
             return Err(JournalError::Full);
         }
         Ok(Self::taken(space, bytes))

@@ -174,18 +174,99 @@ fn segments_go_early_when_they_are_too_many_or_the_disk_is_full() {
             },
         );
         let mut holder = Holder::default();
-        run(&journal, &mut holder, 1..500, 0);
-        journal.note_ack(1, 499, &[]).unwrap();
-        journal.sync().unwrap();
+        let mut n = 1;
+        for round in 1..=5 {
+            run(&journal, &mut holder, n..n + 100, 0);
+            n += 100;
+            let posted = i64::try_from(n - 1).unwrap();
+            journal.note_ack(round, posted, &[]).unwrap();
+            journal.sync().unwrap();
+        }
+        assert_eq!(disk.numbers().contains(&1), is_full);
         disk.faults(|faults| faults.is_full = is_full);
-        let mut n = 500;
         while is_full && holder.open(&journal, n).is_ok() {
             n += 1;
         }
         let done = journal.maintain(UnixMillis(0)).unwrap();
-        assert!(done.removed >= 1, "{done:?}");
+        assert!(!is_full || done.removed >= 1, "{done:?}");
         assert!(is_full || done.bytes <= 256 << 10);
         replay(&disk).unwrap();
+    }
+}
+
+#[test]
+fn what_waits_for_the_database_is_bounded_and_every_open_hold_still_posts() {
+    const MAX: u64 = 512 << 10;
+    let disk = MemoryDisk::default();
+    let options = Options {
+        max_bytes: MAX,
+        ..small()
+    };
+    let journal = opened(&disk, options);
+    let mut holder = Holder::default();
+    let mut n = 0;
+    // The database takes nothing in; some holds stay open.
+    let full = loop {
+        n += 1;
+        let done = journal.maintain(UnixMillis(0)).unwrap();
+        assert!(done.bytes <= MAX, "{done:?}");
+        if let Err(error) = holder.open(&journal, n) {
+            break error;
+        }
+        if !n.is_multiple_of(10) {
+            holder.post(&journal, n).unwrap();
+        }
+    };
+    assert!(matches!(full, JournalError::Full), "{full:?}");
+    assert!(n > 500, "{n}");
+    journal.sync().unwrap();
+    assert!(journal.maintain(UnixMillis(0)).unwrap().is_at_bound);
+    let open: Vec<u128> = holder.slots.keys().copied().collect();
+    for id in open {
+        holder.post(&journal, id).unwrap();
+    }
+    // It is away for long: each answer that is lost costs a note.
+    let mut seq = 0;
+    for _ in 0..2_000 {
+        seq += 1;
+        journal.note_sent(seq, &[lease(1, 5)]).unwrap();
+        journal.maintain(UnixMillis(0)).unwrap();
+    }
+    assert!(holder.open(&journal, n).is_err());
+    let done = journal.maintain(UnixMillis(0)).unwrap();
+    assert!(done.bytes <= MAX + 3 * options.segment_bytes, "{done:?}");
+    assert_eq!(posts_after(&journal, 0), holder.posted);
+
+    // It takes in the first half, then everything. Nothing is kept for longer than there is space.
+    let last = i64::try_from(holder.posted.len()).unwrap();
+    for posted in [last / 2, last] {
+        journal.note_ack(seq, posted, &[]).unwrap();
+        journal.sync().unwrap();
+        let done = journal.maintain(UnixMillis(0)).unwrap();
+        assert!(!done.is_at_bound && done.bytes <= MAX, "{done:?}");
+        holder.open(&journal, n).unwrap();
+        n += 1;
+    }
+    replay(&disk).unwrap();
+}
+
+#[test]
+fn a_bound_below_four_segments_is_one_of_four() {
+    let disk = MemoryDisk::default();
+    let options = Options {
+        max_bytes: 1,
+        ..small()
+    };
+    let journal = opened(&disk, options);
+    let mut holder = Holder::default();
+    for round in 0..20 {
+        let first = 1 + 100 * round;
+        run(&journal, &mut holder, first..first + 100, 0);
+        let posted = i64::try_from(first + 99).unwrap();
+        journal.note_ack(posted, posted, &[]).unwrap();
+        journal.sync().unwrap();
+        let done = journal.maintain(UnixMillis(0)).unwrap();
+        assert!(done.bytes <= 4 * options.segment_bytes, "{done:?}");
     }
 }
 
