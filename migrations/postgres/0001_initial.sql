@@ -519,6 +519,16 @@ CREATE TABLE quarantine (
     CONSTRAINT quarantine_pk PRIMARY KEY (instance_id, post_no)
 );
 
+-- Posts that neither the database nor a journal has, according to an operator.
+CREATE TABLE lost_posts (
+    instance_id UUID    NOT NULL,
+    first_no    BIGINT  NOT NULL,
+    last_no     BIGINT  NOT NULL,
+    made_at_ms  BIGINT  NOT NULL,
+    CONSTRAINT lost_posts_pk PRIMARY KEY (instance_id, first_no),
+    CONSTRAINT lost_posts_numbers_ck CHECK (first_no >= 1 AND last_no >= first_no)
+);
+
 -- What retention has removed.
 CREATE TABLE ledger_floor (
     partition_name TEXT    NOT NULL,

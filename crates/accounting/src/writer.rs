@@ -99,8 +99,15 @@ pub enum Finish {
     Settled,
     /// Another process uses the identity of this instance.
     LostIdentity,
-    /// The journal cannot be written any more, not even anew.
+    /// The journal cannot be written any more, not even anew, or what it has cannot be read.
     JournalLost,
+    /// The database went back so far that the journal does not keep the posts any more that it lost.
+    PostsGone {
+        /// The first that the database asks for.
+        from: i64,
+        /// The first that the journal has.
+        oldest: i64,
+    },
 }
 
 /// Why the writer cannot go on with what it was doing.
@@ -111,6 +118,10 @@ enum Stop {
     LostIdentity,
     Settled,
     JournalLost,
+    PostsGone {
+        from: i64,
+        oldest: i64,
+    },
 }
 
 impl Writer {
@@ -150,6 +161,7 @@ impl Writer {
             Stop::LostIdentity => Finish::LostIdentity,
             Stop::Settled => Finish::Settled,
             Stop::JournalLost => Finish::JournalLost,
+            Stop::PostsGone { from, oldest } => Finish::PostsGone { from, oldest },
         }
     }
 

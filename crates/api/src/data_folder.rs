@@ -127,9 +127,14 @@ impl DataFolder {
     /// [`FolderError`] when the lock is not held or the folder cannot be made.
     pub fn journal(&self) -> Result<PathBuf, FolderError> {
         self.refuse_unlocked()?;
-        let path = self.path.join(JOURNAL);
+        let path = self.journal_path();
         file::create_private_folder(&path)?;
         Ok(path)
+    }
+
+    /// Returns where the journal is, or will be.
+    pub(crate) fn journal_path(&self) -> PathBuf {
+        self.path.join(JOURNAL)
     }
 
     /// Returns where the config snapshot is kept.

@@ -7,6 +7,7 @@ mod begin;
 mod retired;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use arc_swap::ArcSwap;
 use sluice_accounting::crash;
 use sluice_accounting::journal::{self, FolderDisk, Journal};
 use sluice_accounting::{Finish, Identity, Ledger, LedgerOptions, StartError, Writer};
-use sluice_domain::id::BootId;
+use sluice_domain::id::{BootId, InstanceId};
 use sluice_domain::key::KeyHasher;
 use sluice_domain::ports::LedgerStore;
 use sluice_storage::secret::Vault;
@@ -212,6 +213,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     background.wait().await;
     app.storage.close().await;
     let finish = finish?;
+    let journal_path = folder.journal_path();
     if finish == Finish::Settled {
         folder.retire_instance()?;
     }
@@ -237,10 +239,29 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
             "another process uses the identity of this instance; give each instance its own data folder"
         ),
         Finish::JournalLost => bail!(
-            "the journal cannot be written; what was open is recorded at the next start from this \
-             data folder"
+            "the journal cannot be written or read; what was open is recorded at the next start from \
+             this data folder"
         ),
+        Finish::PostsGone { from, oldest } => {
+            bail!(posts_gone(
+                identity.instance_id,
+                &journal_path,
+                from,
+                oldest
+            ))
+        }
     }
+}
+
+/// Says what an operator can do about posts that neither the database nor the journal has.
+fn posts_gone(instance: InstanceId, journal: &Path, from: i64, oldest: i64) -> String {
+    format!(
+        "the database went back to before post {from} of this instance, and the journal keeps only \
+         those from {oldest} on. Restore a newer state of the database; if there is none, `sluice \
+         ledger resolve {instance} --journal {}` gives up what is lost, and the next start from \
+         this data folder hands in the rest",
+        journal.display()
+    )
 }
 
 /// Opens the journal, claims the instance for this start, and ends what the last one left open. An
@@ -267,6 +288,7 @@ async fn start_ledger(
     .context("the journal cannot be opened")?;
     let options = ledger_options(config);
     let clock = Arc::new(clock);
+    let instance_id = identity.instance_id;
     let identity = Identity {
         instance_id: identity.instance_id,
         earlier_boots: identity.earlier_boots.clone(),
@@ -284,6 +306,10 @@ async fn start_ledger(
              instance's identity since. Use a fresh folder for a further instance",
             folder.path().display()
         ),
+        Err(StartError::PostsGone { from, oldest }) => {
+            let journal = folder.journal_path();
+            bail!(posts_gone(instance_id, &journal, from, oldest))
+        }
         Err(StartError::Settled) => {
             folder.retire_instance()?;
             bail!(

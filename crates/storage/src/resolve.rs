@@ -41,6 +41,10 @@ statements! {
                 WHERE over_tokens > 0 OR over_nano > 0) AS over_nano, \
             (SELECT CAST(COALESCE(SUM(quarantined_rows), 0) AS BIGINT) FROM instances) AS quarantined";
     RESOLVE_INSTANCE = "UPDATE instances SET state = 'resolved', seq = seq + 1 WHERE instance_id = $1";
+    LIST_LOST_POSTS = "SELECT instance_id, CAST(SUM(last_no - first_no + 1) AS BIGINT) FROM lost_posts \
+        GROUP BY instance_id";
+    INSERT_LOST_POSTS = "INSERT INTO lost_posts (instance_id, first_no, last_no, made_at_ms) VALUES ($1, $2, $3, $4)";
+    SKIP_LOST_POSTS = "UPDATE instances SET posted_no = $2 WHERE instance_id = $1";
     DELETE_LEASES = "DELETE FROM leases WHERE instance_id = $1";
 }
 
@@ -65,6 +69,38 @@ pub enum Resolved {
     },
     /// There is no such instance.
     Unknown,
+    /// The posts that were to be given up are not the next ones any more; nothing was done.
+    Moved {
+        /// Posts up to this number have been taken in.
+        posted_no: i64,
+    },
+}
+
+/// Posts that neither the database nor a journal has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostPosts {
+    /// The number of the first.
+    pub first: i64,
+    /// The number of the last.
+    pub last: i64,
+}
+
+impl LostPosts {
+    /// Returns how many there are.
+    pub const fn count(self) -> i64 {
+        self.last - self.first + 1
+    }
+}
+
+/// How an instance is settled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Settlement {
+    /// Gives its leases back at once instead of booking them as an exposure.
+    pub releases: bool,
+    /// Settles it although it was heard of less than [`ALIVE_FOR_MS`] ago.
+    pub is_forced: bool,
+    /// Posts that are given up, the next ones of the instance: it hands in what comes after them.
+    pub lost: Option<LostPosts>,
 }
 
 /// A lease as it is stored.
@@ -92,6 +128,8 @@ pub struct InstanceOverview {
     pub posted_no: i64,
     /// How many of them were set aside.
     pub quarantined: i64,
+    /// How many of them were given up as lost.
+    pub lost: i64,
     /// Its last sign of life.
     pub heartbeat_at: UnixMillis,
     /// What it has leased, in the order of counters.
@@ -154,18 +192,20 @@ impl Storage {
     /// not posted may then be spent twice: should its journal come back, quotas may be overdrawn, and
     /// that is counted.
     ///
-    /// An instance that was heard of less than [`ALIVE_FOR_MS`] ago is settled only when `is_forced`.
+    /// An instance that was heard of less than [`ALIVE_FOR_MS`] ago is settled only when that is forced.
+    ///
+    /// Posts that are given up with it count as taken in from then on, and are named in the ledger for
+    /// good. That may be done for an instance that was settled before.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated: twice changes nothing.
     pub async fn resolve_instance(
         &self,
         instance_id: InstanceId,
-        release: bool,
-        is_forced: bool,
+        settlement: Settlement,
         now: UnixMillis,
     ) -> Result<Resolved, StoreError> {
-        in_transaction!(self, resolve_instance(instance_id, release, is_forced, now))
+        in_transaction!(self, resolve_instance(instance_id, settlement, now))
     }
 
     /// Returns what of the accounts a person should look at.
@@ -189,15 +229,23 @@ on_both! {
     async fn resolve_instance(
         &mut self,
         instance_id: InstanceId,
-        release: bool,
-        is_forced: bool,
+        settlement: Settlement,
         now: UnixMillis,
     ) -> Result<Resolved, Failure> {
+        let Settlement { releases: release, is_forced, lost } = settlement;
         let Some(found) = self.lock_and_find(instance_id).await? else {
             return Ok(Resolved::Unknown);
         };
         let state = found.state(instance_id)?;
+        let lost = lost.filter(|_| state != InstanceState::Closed);
+        if let Some(lost) = lost
+            && (lost.first != found.posted_no + 1 || lost.count() < 1)
+        {
+            return Ok(Resolved::Moved { posted_no: found.posted_no });
+        }
+        let instance = instance_id.as_uuid();
         if state != InstanceState::Live {
+            self.give_up(instance, lost, now).await?;
             return Ok(Resolved::Already(state));
         }
         let heartbeat_at = UnixMillis(found.heartbeat_at_ms);
@@ -223,10 +271,24 @@ on_both! {
             }
         }
         self.execute_part(Self::move_charges(&moves)).await?;
-        let instance = instance_id.as_uuid();
+        self.give_up(instance, lost, now).await?;
         sql!(DELETE_LEASES, instance).execute(&mut *self.conn).await?;
         sql!(RESOLVE_INSTANCE, instance).execute(&mut *self.conn).await?;
         Ok(Resolved::Settled(leases))
+    }
+
+    /// Lets posts count as taken in that nobody has.
+    async fn give_up(
+        &mut self,
+        instance: Uuid,
+        lost: Option<LostPosts>,
+        now: UnixMillis,
+    ) -> Result<(), Failure> {
+        if let Some(LostPosts { first, last }) = lost {
+            sql!(INSERT_LOST_POSTS, instance, first, last, now.0).execute(&mut *self.conn).await?;
+            sql!(SKIP_LOST_POSTS, instance, last).execute(&mut *self.conn).await?;
+        }
+        Ok(())
     }
 
     async fn ledger_attention(&mut self, now: UnixMillis) -> Result<Attention, Failure> {
@@ -249,6 +311,8 @@ on_both! {
         for row in exposure_rows {
             exposures.entry(row.instance_id).or_default().push(row.amounts.lease()?);
         }
+        let lost: Vec<(Uuid, i64)> = sql_as!(LIST_LOST_POSTS).fetch_all(&mut *self.conn).await?;
+        let lost: HashMap<Uuid, i64> = lost.into_iter().collect();
         rows.into_iter()
             .map(|row| {
                 let instance_id = InstanceId::from_uuid(row.instance_id);
@@ -266,6 +330,7 @@ on_both! {
                         .map_err(|_bad| corrupt("instances", "state", instance_id))?,
                     posted_no: row.posted_no,
                     quarantined: row.quarantined_rows,
+                    lost: lost.get(&row.instance_id).copied().unwrap_or(0),
                     heartbeat_at: UnixMillis(row.heartbeat_at_ms),
                     leases,
                     exposures,

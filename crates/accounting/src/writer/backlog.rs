@@ -247,5 +247,8 @@ fn unreadable(error: &JournalError) -> Stop {
         error = chain(error),
         "posts that the database lacks cannot be read from the journal"
     );
-    Stop::JournalLost
+    match *error {
+        JournalError::PostsGone { from, oldest } => Stop::PostsGone { from, oldest },
+        _ => Stop::JournalLost,
+    }
 }

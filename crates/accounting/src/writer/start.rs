@@ -42,9 +42,18 @@ pub enum StartError {
     /// The journal cannot be used.
     #[error("the journal cannot be used")]
     Journal(#[source] JournalError),
-    /// The journal cannot be written any more, not even anew.
+    /// The journal cannot be written any more, not even anew, or what it has cannot be read.
     #[error("the journal cannot be written")]
     JournalLost,
+    /// The database went back so far that the journal does not keep the posts any more that it lost.
+    /// An operator can give them up: then the start hands in what the journal has.
+    #[error("posts from {from} are asked for, but the journal keeps only those from {oldest}")]
+    PostsGone {
+        /// The first that the database asks for.
+        from: i64,
+        /// The first that the journal has.
+        oldest: i64,
+    },
     /// The instance was settled by an operator; what its journal had was handed in. It needs a new
     /// instance id.
     #[error("this instance was settled by an operator")]
@@ -101,7 +110,10 @@ pub async fn start(
     let mut writer = Writer::new(shared, store, clock, identity, row.seq, row.posted_no);
     writer
         .take_over(&row, replay)
-        .map_err(StartError::Journal)?;
+        .map_err(|error| match error {
+            JournalError::PostsGone { from, oldest } => StartError::PostsGone { from, oldest },
+            other => StartError::Journal(other),
+        })?;
     if went_back {
         writer.guard.seq = known_here.number_above(&row);
     }
@@ -112,6 +124,7 @@ pub async fn start(
         }
         Err(Stop::Settled) => Err(StartError::Settled),
         Err(Stop::LostIdentity) => Err(StartError::OlderCopy),
+        Err(Stop::PostsGone { from, oldest }) => Err(StartError::PostsGone { from, oldest }),
         Err(Stop::Deadline | Stop::JournalLost) => Err(StartError::JournalLost),
     }
 }

@@ -519,6 +519,13 @@ impl World {
                         .violation(format!("i{}.{boot} lost its identity", site.number));
                 }
                 Some(Finish::JournalLost) => self.log.count(|f| &f.journals_lost),
+                Some(Finish::PostsGone { from, oldest }) => {
+                    // It keeps everything.
+                    self.log.violation(format!(
+                        "i{}.{boot} lacks posts from {from} to {oldest}",
+                        site.number
+                    ));
+                }
                 Some(Finish::Left { .. }) | None => {}
             }
         } else {
@@ -644,6 +651,11 @@ impl World {
             Err(StartError::Store(_)) => return Started::Again,
             Err(StartError::Journal(error)) => {
                 self.judge_journal_error(site, &life, &error);
+                return Started::Again;
+            }
+            Err(StartError::PostsGone { from, oldest }) => {
+                let gone = JournalError::PostsGone { from, oldest };
+                self.judge_journal_error(site, &life, &gone);
                 return Started::Again;
             }
             Err(StartError::JournalLost) => {

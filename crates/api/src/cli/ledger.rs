@@ -12,7 +12,7 @@ use sluice_domain::id::{InstanceId, ProxyKeyId, TenantId, UserId};
 use sluice_domain::ports::InstanceState;
 use sluice_domain::quota::{Amounts, CounterKey, Lease, ScopeKind};
 use sluice_domain::record::NumberedRecord;
-use sluice_storage::resolve::{InstanceOverview, Resolved};
+use sluice_storage::resolve::{InstanceOverview, LostPosts, Resolved, Settlement};
 use sluice_storage::verify::{Finding, StoredPost};
 
 use super::admin::{Admin, with_database};
@@ -39,7 +39,9 @@ pub(super) enum LedgerCommand {
     /// Settle an instance that is gone for good, so that its leases do not block months and quotas
     ///
     /// What it had leased counts against the quotas and is never billed. When its data folder comes
-    /// back and is started, the facts in its journal take the place of that.
+    /// back and is started, the facts in its journal take the place of that. When that journal is
+    /// there but lacks posts that the database asks for again, `--journal` gives those up, so that
+    /// what the journal has can be handed in.
     Resolve {
         /// The instance, as `sluice ledger instances` shows it
         instance: InstanceId,
@@ -47,8 +49,12 @@ pub(super) enum LedgerCommand {
         /// overdrawn by what it had not posted
         #[arg(long)]
         release: bool,
-        /// Confirm `--release`
-        #[arg(long, requires = "release")]
+        /// Give up the posts that neither the database nor this journal of the instance has: the
+        /// folder `journal` in its data folder. What they used is never counted
+        #[arg(long, value_name = "DIR", conflicts_with = "release")]
+        journal: Option<PathBuf>,
+        /// Confirm `--release`, or what `--journal` gives up
+        #[arg(long)]
         yes: bool,
         /// Settle it although it was heard of less than five minutes ago
         #[arg(long)]
@@ -63,6 +69,7 @@ pub(super) fn run(command: LedgerCommand, config: &Config) -> anyhow::Result<()>
         LedgerCommand::Resolve {
             instance,
             release,
+            journal,
             yes,
             force,
         } => {
@@ -71,7 +78,16 @@ pub(super) fn run(command: LedgerCommand, config: &Config) -> anyhow::Result<()>
                     "`--release` may lead to an overdraft; confirm it with `--yes`".to_owned()
                 ));
             }
-            resolve(admin, instance, release, force).await
+            let lost = match journal {
+                Some(folder) => Some(posts_to_give_up(admin, instance, &folder, yes).await?),
+                None => None,
+            };
+            let settlement = Settlement {
+                releases: release,
+                is_forced: force,
+                lost,
+            };
+            resolve(admin, instance, settlement).await
         }
     })
 }
@@ -281,6 +297,7 @@ async fn instances(admin: &Admin<'_>, list: ListArgs) -> anyhow::Result<()> {
         "last_seen",
         "posted",
         "quarantined",
+        "lost",
         "leased_tokens",
         "in_flight_tokens",
         "exposed_tokens",
@@ -295,6 +312,7 @@ async fn instances(admin: &Admin<'_>, list: ListArgs) -> anyhow::Result<()> {
             time(instance.heartbeat_at),
             json!(instance.posted_no),
             json!(instance.quarantined),
+            json!(instance.lost),
             json!(sum(&mut instance.leases.iter().map(|l| l.lease.held))),
             json!(sum(&mut instance.leases.iter().map(|l| l.in_flight))),
             json!(sum(&mut instance.exposures.iter().map(|l| l.held))),
@@ -303,16 +321,74 @@ async fn instances(admin: &Admin<'_>, list: ListArgs) -> anyhow::Result<()> {
     table.print(list, "no instance has written to the ledger yet")
 }
 
+/// Returns the posts that neither the database nor the journal of an instance has; fails when there
+/// are none, and when nobody has confirmed that they are lost.
+async fn posts_to_give_up(
+    admin: &Admin<'_>,
+    instance: InstanceId,
+    folder: &Path,
+    is_confirmed: bool,
+) -> anyhow::Result<LostPosts> {
+    let instances = admin.storage.list_instances().await?;
+    let Some(known) = instances.iter().find(|i| i.instance_id == instance) else {
+        bail!("there is no instance {instance}; `sluice ledger instances` lists what there is");
+    };
+    let disk = FolderDisk::open(folder).context("the journal cannot be opened")?;
+    let replay = journal::replay(&disk).context("the journal cannot be read")?;
+    if replay.instance_id != Some(instance) {
+        bail!("{} is not the journal of {instance}", folder.display());
+    }
+    let mut oldest = None;
+    journal::kept_posts(&disk, &mut |kept| {
+        oldest = oldest.or(kept.first().map(|post| post.post_no));
+    })
+    .context("the posts of the journal cannot be read")?;
+    // Where no post is kept, all that were made are gone.
+    let oldest = oldest.unwrap_or(replay.next_post_no);
+    let lost = LostPosts {
+        first: known.posted_no + 1,
+        last: oldest - 1,
+    };
+    if lost.count() < 1 {
+        bail!(
+            "the journal in {} has every post that the database asks for; start the instance from \
+             its data folder, and nothing is lost",
+            folder.display()
+        );
+    }
+    if !is_confirmed {
+        bail!(WrongUsage(format!(
+            "neither the database nor the journal has posts {} to {} of {instance}: {} requests, whose \
+             use would never be counted. Restore a newer state of the database if there is one; \
+             otherwise confirm with `--yes` that they are lost",
+            lost.first,
+            lost.last,
+            lost.count()
+        )));
+    }
+    Ok(lost)
+}
+
 async fn resolve(
     admin: &Admin<'_>,
     instance: InstanceId,
-    release: bool,
-    force: bool,
+    settlement: Settlement,
 ) -> anyhow::Result<()> {
     let resolved = admin
         .storage
-        .resolve_instance(instance, release, force, admin.now)
+        .resolve_instance(instance, settlement, admin.now)
         .await?;
+    let note_lost = || {
+        if let Some(lost) = settlement.lost {
+            terminal::note(&format!(
+                "posts {} to {} of {instance} are given up: what {} requests used is not counted. Start \
+                 it from its data folder: it hands in what its journal has, and goes on as a new instance",
+                lost.first,
+                lost.last,
+                lost.count()
+            ));
+        }
+    };
     match resolved {
         Resolved::Settled(leases) => {
             for Lease { key, held } in &leases {
@@ -321,7 +397,7 @@ async fn resolve(
                     scope_id(*key),
                     key.month,
                     grouped(&held.tokens.to_string()),
-                    if release {
+                    if settlement.releases {
                         "given back"
                     } else {
                         "count as used until the journal comes back"
@@ -329,10 +405,17 @@ async fn resolve(
                 ));
             }
             terminal::note(&format!("instance {instance} is settled"));
+            note_lost();
         }
         Resolved::Already(state) => {
             terminal::note(&format!("instance {instance} is {state} already"));
+            if state == InstanceState::Resolved {
+                note_lost();
+            }
         }
+        Resolved::Moved { posted_no } => bail!(
+            "instance {instance} has posted up to {posted_no} meanwhile; stop it, and try again"
+        ),
         Resolved::Alive { heartbeat_at } => bail!(
             "instance {instance} was heard of at {}; stop it first, or add `--force`",
             heartbeat_at.to_rfc3339()

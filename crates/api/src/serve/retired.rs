@@ -90,6 +90,10 @@ async fn hand_in(
     let (store, clock) = (Arc::clone(store), Arc::new(SystemClock));
     match sluice_accounting::start(options, store, clock, journal, replay, identity).await {
         Err(StartError::Settled) => Ok(()),
+        Err(StartError::PostsGone { from, oldest }) => {
+            let (id, journal) = (instance.instance_id, instance.journal());
+            anyhow::bail!(super::posts_gone(id, &journal, from, oldest))
+        }
         Err(error) => Err(error.into()),
         // The operator's act is undone as well: it ends as an instance that stops.
         Ok((_ledger, writer)) => match writer.run(std::future::ready(()), GRACE).await {
@@ -102,6 +106,7 @@ async fn hand_in(
 #[cfg(test)]
 mod tests {
     use sluice_accounting::Fsync;
+    use sluice_storage::resolve::Settlement;
     use sluice_storage::{Storage, StorageOptions};
 
     use super::*;
@@ -146,8 +151,12 @@ mod tests {
         drop(folder.journal().unwrap());
         folder.retire_instance().unwrap();
         // The database is at a time when the operator had settled it and nothing was handed in.
+        let forced = Settlement {
+            is_forced: true,
+            ..Settlement::default()
+        };
         storage
-            .resolve_instance(instance_id, false, true, SystemClock.now())
+            .resolve_instance(instance_id, forced, SystemClock.now())
             .await
             .unwrap();
 

@@ -1,5 +1,6 @@
 //! The database server goes away, for a while and over a restart. Only PostgreSQL can.
 
+mod journal;
 mod proxy;
 
 use std::net::SocketAddr;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 use sluice_domain::time::UnixMillis;
 use sluice_storage::Storage;
-use sluice_storage::resolve::Resolved;
+use sluice_storage::resolve::{Resolved, Settlement};
 use sluice_testkit::{Program, Request, Response, RunningProcess, Served, call};
 use tokio::time::Instant;
 
@@ -601,8 +602,12 @@ async fn an_instance_that_was_settled_meanwhile_hands_in_what_it_has() {
     assert_eq!(run.ask(&outage.deployment.key).await.status(), 200);
     let storage = outage.storage().await;
     let instance = storage.list_instances().await.unwrap()[0].instance_id;
+    let forced = Settlement {
+        is_forced: true,
+        ..Settlement::default()
+    };
     let settled = storage
-        .resolve_instance(instance, false, true, now())
+        .resolve_instance(instance, forced, now())
         .await
         .unwrap();
     assert!(matches!(settled, Resolved::Settled(_)), "{settled:?}");

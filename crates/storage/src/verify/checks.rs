@@ -44,7 +44,7 @@ statements! {
     // Every number that an instance gave is a row.
     V4_NUMBERS = "SELECT i.instance_id, i.posted_no, i.posted_rows, i.quarantined_rows, i.dropped_rows, \
             COALESCE(r.n, 0) AS records, COALESCE(r.last, 0) AS last, COALESCE(q.n, 0) AS quarantined, \
-            COALESCE(f.n, 0) AS removed \
+            COALESCE(f.n, 0) AS removed, COALESCE(t.n, 0) AS lost \
         FROM instances i \
         LEFT JOIN (SELECT origin >> 40 AS no, COUNT(*) AS n, MIN(origin) & 1099511627775 AS first, \
                 MAX(origin) & 1099511627775 AS last \
@@ -54,8 +54,11 @@ statements! {
             ON q.instance_id = i.instance_id \
         LEFT JOIN (SELECT instance_id, CAST(SUM(record_count) AS BIGINT) AS n FROM ledger_floor \
             GROUP BY instance_id) f ON f.instance_id = i.instance_id \
+        LEFT JOIN (SELECT instance_id, CAST(SUM(last_no - first_no + 1) AS BIGINT) AS n, MAX(last_no) AS last \
+            FROM lost_posts GROUP BY instance_id) t ON t.instance_id = i.instance_id \
         WHERE i.posted_rows <> COALESCE(r.n, 0) + i.dropped_rows OR r.first < 1 OR r.last > i.posted_no \
-            OR q.first < 1 OR q.last > i.posted_no OR i.posted_rows + i.quarantined_rows <> i.posted_no \
+            OR q.first < 1 OR q.last > i.posted_no OR i.posted_rows + i.quarantined_rows + COALESCE(t.n, 0) <> i.posted_no \
+            OR t.last > i.posted_no \
             OR i.quarantined_rows <> COALESCE(q.n, 0) OR i.dropped_rows <> COALESCE(f.n, 0)";
     // Which numbers of an instance are missing.
     V4_GAPS = "SELECT n.before_no, n.after_no FROM (SELECT post_no AS before_no, \
@@ -66,10 +69,12 @@ statements! {
                 UNION ALL SELECT post_no FROM quarantine WHERE instance_id = $1 \
                 UNION ALL SELECT 0 FROM instances WHERE instance_id = $1 \
                 UNION ALL SELECT posted_no + 1 FROM instances WHERE instance_id = $1) p) n \
-        WHERE n.after_no > n.before_no + 1 ORDER BY n.before_no LIMIT 100";
+        WHERE n.after_no - n.before_no - 1 > (SELECT CAST(COALESCE(SUM(last_no - first_no + 1), 0) AS BIGINT) \
+            FROM lost_posts WHERE instance_id = $1 AND first_no > n.before_no AND last_no < n.after_no) ORDER BY n.before_no LIMIT 100";
     V4_UNKNOWN_NUMBERS = "SELECT DISTINCT r.origin >> 40 FROM usage_rows r \
         WHERE NOT EXISTS (SELECT 1 FROM instances i WHERE i.instance_no = (r.origin >> 40))";
-    V4_UNKNOWN_INSTANCES = "SELECT r.instance_id FROM (SELECT instance_id FROM quarantine UNION SELECT instance_id FROM ledger_floor) r \
+    V4_UNKNOWN_INSTANCES = "SELECT r.instance_id FROM (SELECT instance_id FROM quarantine UNION SELECT instance_id FROM ledger_floor \
+            UNION SELECT instance_id FROM lost_posts) r \
         WHERE NOT EXISTS (SELECT 1 FROM instances i WHERE i.instance_id = r.instance_id)";
     // The name of a partition ends in its month.
     FLOOR = "SELECT MAX(partition_name) FROM ledger_floor";
@@ -219,6 +224,8 @@ statements! {
         FROM counters c JOIN periods p ON p.tenant_id = c.tenant_id AND p.period = c.period \
         WHERE p.ends_at_ms <= $1 AND (c.held_tokens > 0 OR c.held_nano > 0)";
     W1_QUARANTINE = "SELECT instance_id, post_no, reason FROM quarantine ORDER BY instance_id, post_no LIMIT 100";
+    W1_LOST = "SELECT instance_id, first_no, last_no, made_at_ms FROM lost_posts \
+        ORDER BY instance_id, first_no LIMIT 100";
     W1_INSTANCES = "SELECT i.instance_id, i.state, i.heartbeat_at_ms FROM instances i \
         WHERE i.state = 'resolved' OR (i.state = 'live' AND i.heartbeat_at_ms < $1 AND EXISTS \
             (SELECT 1 FROM leases l WHERE l.instance_id = i.instance_id \

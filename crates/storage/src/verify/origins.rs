@@ -20,6 +20,7 @@ struct NumbersRow {
     last: i64,
     quarantined: i64,
     removed: i64,
+    lost: i64,
 }
 
 #[derive(FromRow)]
@@ -120,8 +121,8 @@ fn of_numbers(row: &NumbersRow) -> Finding {
         table: "instances",
         key: instance(row.instance_id).to_string(),
         expected: format!(
-            "{} posts: {} records ({} of them removed) and {} set aside",
-            row.posted_no, row.posted_rows, row.dropped_rows, row.quarantined_rows
+            "{} posts: {} records ({} of them removed) and {} set aside, {} lost",
+            row.posted_no, row.posted_rows, row.dropped_rows, row.quarantined_rows, row.lost
         ),
         found: format!(
             "{} records up to number {}, {} removed and {} set aside",
@@ -169,7 +170,7 @@ on_both! {
         let unknown: Vec<Uuid> =
             sql_scalar!(checks::V4_UNKNOWN_INSTANCES).fetch_all(&mut *self.conn).await?;
         findings.extend(unknown.into_iter().map(|id| {
-            let sentence = "what was set aside or removed is of an instance that does not exist";
+            let sentence = "what was set aside, removed or lost is of an instance that does not exist";
             lost("V4", "instances", instance(id).to_string(), "an instance", sentence)
         }));
         let twice: Vec<(Uuid, i64, i64)> = sql_as!(checks::V11_TWICE).fetch_all(&mut *self.conn).await?;

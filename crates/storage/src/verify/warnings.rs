@@ -34,6 +34,16 @@ on_both! {
             found: reason,
             sentence: "a record was set aside; its charge is an exposure until it is repaired",
         }));
+        let lost: Vec<(Uuid, i64, i64, i64)> =
+            sql_as!(checks::W1_LOST).fetch_all(&mut *self.conn).await?;
+        findings.extend(lost.into_iter().map(|(id, first, last, at)| Finding {
+            id: "W1",
+            table: "lost_posts",
+            key: format!("posts {first} to {last} of {}", instance(id)),
+            expected: "records".to_owned(),
+            found: format!("given up at {}", UnixMillis(at).to_rfc3339()),
+            sentence: "what these requests used is not counted, because no database and no journal has it",
+        }));
         let silent_since = now.0.saturating_sub(SILENT_FOR_MS);
         let instances: Vec<(Uuid, String, i64)> =
             sql_as!(checks::W1_INSTANCES, silent_since).fetch_all(&mut *self.conn).await?;

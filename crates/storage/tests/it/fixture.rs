@@ -20,6 +20,7 @@ use sluice_domain::tenant::{EntityState, Role, Tenant, User};
 use sluice_domain::time::{Month, TimeZone, UnixMillis};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 use sluice_storage::key::NewProxyKey;
+use sluice_storage::resolve::Settlement;
 use sluice_storage::tenant::NewTenant;
 use sluice_storage::user::NewUser;
 use sluice_storage::{Backend, Storage, StorageOptions};
@@ -31,8 +32,15 @@ pub(crate) const NOW: UnixMillis = UnixMillis(1_795_000_000_000);
 
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
+/// Settles an instance whenever it was heard of.
+pub(crate) const FORCED: Settlement = Settlement {
+    is_forced: true,
+    releases: false,
+    lost: None,
+};
+
 /// The tables of the ledger.
-const LEDGER: [&str; 11] = [
+const LEDGER: [&str; 12] = [
     "instances",
     "leases",
     "counters",
@@ -44,6 +52,7 @@ const LEDGER: [&str; 11] = [
     "rollup_monthly",
     "ledger_entries",
     "quarantine",
+    "lost_posts",
 ];
 
 /// Returns a new id, later than all before.

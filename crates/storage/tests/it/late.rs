@@ -3,9 +3,9 @@ use sluice_domain::ports::{Guard, InstanceState, LedgerStore, PostMode, StoreErr
 use sluice_domain::quota::{Amounts, Cap, CounterKey, Lease, ScopeKind};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
-use sluice_storage::resolve::{ALIVE_FOR_MS, Resolved};
+use sluice_storage::resolve::{ALIVE_FOR_MS, LostPosts, Resolved, Settlement};
 
-use crate::fixture::{Account, Database, NOW, id, tenfold};
+use crate::fixture::{Account, Database, FORCED, NOW, id, tenfold};
 
 const TENANT: ScopeKind = ScopeKind::Tenant;
 const KEY: ScopeKind = ScopeKind::Key;
@@ -41,10 +41,11 @@ fn counters(account: &Account) -> [CounterKey; 2] {
     counters
 }
 
-async fn resolve(database: &Database, guard: &mut Guard, release: bool) -> Resolved {
+async fn resolve(database: &Database, guard: &mut Guard, releases: bool) -> Resolved {
+    let settlement = Settlement { releases, ..FORCED };
     let resolved = database
         .storage
-        .resolve_instance(guard.instance_id, release, true, NOW)
+        .resolve_instance(guard.instance_id, settlement, NOW)
         .await
         .unwrap();
     guard.seq += 1;
@@ -94,8 +95,12 @@ async fn what_was_leased_becomes_an_exposure_once(database: &Database) {
     let storage = &database.storage;
     let settle = async |is_forced, after: i64| {
         let now = UnixMillis(NOW.0 + after);
+        let settlement = Settlement {
+            is_forced,
+            ..FORCED
+        };
         let resolved = storage
-            .resolve_instance(guard.instance_id, false, is_forced, now)
+            .resolve_instance(guard.instance_id, settlement, now)
             .await;
         resolved.unwrap()
     };
@@ -144,7 +149,7 @@ async fn what_was_leased_becomes_an_exposure_once(database: &Database) {
         .await;
     assert!(matches!(live, Err(StoreError::Guard)));
     let unknown = storage
-        .resolve_instance(InstanceId::from_uuid(id()), false, true, NOW)
+        .resolve_instance(InstanceId::from_uuid(id()), FORCED, NOW)
         .await;
     assert_eq!(unknown.unwrap(), Resolved::Unknown);
     database.check().await;
@@ -414,7 +419,78 @@ async fn an_instance_is_listed_with_what_it_has(database: &Database) {
     );
 }
 
+async fn posts_that_nobody_has_are_given_up_and_stay_named(database: &Database) {
+    let (account, mut guard) = leased(database, 200).await;
+    let first = account.held_records(1, 1, &[TENANT, KEY]);
+    assert_eq!(post(database, &mut guard, PostMode::Live, &first).await, 1);
+    let instance = guard.instance_id;
+    let give_up = async |first, last| {
+        let lost = Some(LostPosts { first, last });
+        let settlement = Settlement { lost, ..FORCED };
+        let done = database
+            .storage
+            .resolve_instance(instance, settlement, NOW)
+            .await;
+        done.unwrap()
+    };
+    for (first, last) in [(1, 3), (3, 4), (2, 1)] {
+        let moved = Resolved::Moved { posted_no: 1 };
+        assert_eq!(give_up(first, last).await, moved, "{first} to {last}");
+    }
+    assert_eq!(
+        balance(database, &account).await,
+        (tenfold(30), tenfold(170))
+    );
+    assert!(matches!(give_up(2, 4).await, Resolved::Settled(_)));
+    assert_eq!(
+        balance(database, &account).await,
+        (tenfold(200), Amounts::ZERO),
+        "its lease is an exposure"
+    );
+    // Once more: it was settled, and no further posts are known of.
+    let moved = Resolved::Moved { posted_no: 4 };
+    assert_eq!(give_up(2, 4).await, moved);
+    // Lost without a break.
+    let already = Resolved::Already(InstanceState::Resolved);
+    assert_eq!(give_up(5, 5).await, already);
+    guard.seq += 1;
+
+    let late = account.held_records(6, 2, &[TENANT, KEY]);
+    assert_eq!(post(database, &mut guard, PostMode::Late, &late).await, 2);
+    end(database, &mut guard).await;
+    assert_eq!(
+        balance(database, &account).await,
+        (tenfold(90), Amounts::ZERO)
+    );
+    let all = database.storage.list_instances().await.unwrap();
+    assert_eq!((all[0].posted_no, all[0].lost), (7, 4));
+    let findings = database.storage.verify_ledger(NOW).await.unwrap();
+    let found: Vec<_> = findings.iter().map(|f| (f.id, f.table, &*f.key)).collect();
+    assert_eq!(
+        found,
+        [
+            ("W1", "lost_posts", &*format!("posts 2 to 4 of {instance}")),
+            ("W1", "lost_posts", &*format!("posts 5 to 5 of {instance}")),
+        ]
+    );
+    let closed = Resolved::Already(InstanceState::Closed);
+    assert_eq!(give_up(8, 9).await, closed, "nothing more is given up");
+    // What is named wrongly is a fault, and what is not named.
+    for change in [
+        "UPDATE lost_posts SET last_no = 3 WHERE first_no = 2",
+        "DELETE FROM lost_posts",
+    ] {
+        database.execute(change).await.unwrap();
+        let findings = database.storage.verify_ledger(NOW).await.unwrap();
+        let faults = findings.iter().filter(|finding| !finding.is_warning());
+        let keys: Vec<&str> = faults.map(|finding| &*finding.key).collect();
+        let missing = format!("posts 2 to 5 of {instance}");
+        assert_eq!(keys, [&*instance.to_string(), &*missing], "{change}");
+    }
+}
+
 on_both! {
+    posts_that_nobody_has_are_given_up_and_stay_named,
     what_was_leased_becomes_an_exposure_once,
     an_instance_that_was_heard_of_is_settled_by_force,
     facts_take_the_place_of_an_exposure,

@@ -8,7 +8,7 @@ use sluice_domain::quota::{Amounts, Cap, CounterKey, Lease, ScopeKind};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
 
-use crate::fixture::{Account, Database, NOW, id, tenfold};
+use crate::fixture::{Account, Database, FORCED, NOW, id, tenfold};
 
 const TENANT: ScopeKind = ScopeKind::Tenant;
 const USER: ScopeKind = ScopeKind::User;
@@ -216,7 +216,7 @@ async fn a_policy_sees_what_is_locked_and_who_lives(database: &Database) {
     database.lease(&mut two, &[counter], tenfold(3)).await;
     let resolved = database
         .storage
-        .resolve_instance(gone.instance_id, false, true, NOW)
+        .resolve_instance(gone.instance_id, FORCED, NOW)
         .await;
     resolved.unwrap();
     for (after, recall) in [(14_999, false), (15_000, true)] {

@@ -7,11 +7,11 @@ use sluice_domain::id::BootId;
 use sluice_domain::ports::{Guard, InstanceState, LedgerStore, PostMode, StoreError};
 use sluice_domain::quota::{Amounts, Cap, CounterKey, ScopeKind};
 use sluice_domain::record::NumberedRecord;
-use sluice_storage::resolve::Resolved;
+use sluice_storage::resolve::{Resolved, Settlement};
 use sluice_storage::verify::StoredPost;
 
 use crate::dice::Dice;
-use crate::fixture::{Account, Database, NOW, environment, id, tenfold};
+use crate::fixture::{Account, Database, FORCED, NOW, environment, id, tenfold};
 
 /// How often the whole journal is handed in.
 const TIMES: usize = 10;
@@ -159,10 +159,13 @@ impl<'d> Play<'d> {
             return;
         }
         let storage = &self.database.storage;
-        let release = operator == Operator::Releases;
+        let settlement = Settlement {
+            releases: operator == Operator::Releases,
+            ..FORCED
+        };
         let instance = self.guard.instance_id;
         let done = storage
-            .resolve_instance(instance, release, true, NOW)
+            .resolve_instance(instance, settlement, NOW)
             .await
             .unwrap();
         if self.state == InstanceState::Live {

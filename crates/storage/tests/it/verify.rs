@@ -3,7 +3,7 @@ use sluice_domain::quota::{Cap, ScopeKind};
 use sluice_domain::time::UnixMillis;
 use sluice_storage::verify::Finding;
 
-use crate::fixture::{Account, Database, NOW, id, tenfold};
+use crate::fixture::{Account, Database, FORCED, NOW, id, tenfold};
 
 /// A ledger with something in every table that is checked.
 async fn ledger(database: &Database) -> Account {
@@ -31,7 +31,7 @@ async fn ledger(database: &Database) -> Account {
     assert_eq!(posted.unwrap().inserted, 3);
     let resolved = database
         .storage
-        .resolve_instance(two.instance_id, false, true, NOW)
+        .resolve_instance(two.instance_id, FORCED, NOW)
         .await;
     resolved.unwrap();
     account

@@ -12,7 +12,7 @@ use sluice_domain::usage::Ending;
 use uuid::Uuid;
 
 use crate::dice::Dice;
-use crate::fixture::{Account, Database, NOW, tenfold};
+use crate::fixture::{Account, Database, FORCED, NOW, tenfold};
 
 /// In the month before [`NOW`].
 pub(super) const BEFORE: UnixMillis = UnixMillis(NOW.0 - 30 * 86_400_000);
@@ -175,7 +175,7 @@ impl Instance<'_> {
     async fn settle(&mut self) {
         let storage = &self.database.storage;
         let settled = storage
-            .resolve_instance(self.guard.instance_id, false, true, NOW)
+            .resolve_instance(self.guard.instance_id, FORCED, NOW)
             .await;
         settled.unwrap();
         self.guard.seq += 1;
