@@ -66,41 +66,67 @@ CREATE TABLE quotas (
 );
 
 CREATE TABLE upstreams (
-    upstream_id    UUID    NOT NULL,
+    upstream_id             UUID    NOT NULL,
     -- NULL is shared by all tenants.
-    tenant_id      UUID,
-    name           TEXT    NOT NULL,
-    kind           TEXT    NOT NULL,
-    base_url       TEXT,
-    connect_ms     BIGINT  NOT NULL,
-    first_event_ms BIGINT  NOT NULL,
-    idle_ms        BIGINT  NOT NULL,
-    total_ms       BIGINT  NOT NULL,
-    client_gone    TEXT    NOT NULL,
-    state          TEXT    NOT NULL,
-    created_at_ms  BIGINT  NOT NULL,
+    tenant_id               UUID,
+    name                    TEXT    NOT NULL,
+    kind                    TEXT    NOT NULL,
+    base_url                TEXT,
+    connect_ms              BIGINT  NOT NULL,
+    first_event_ms          BIGINT  NOT NULL,
+    idle_ms                 BIGINT  NOT NULL,
+    total_ms                BIGINT  NOT NULL,
+    client_gone             TEXT    NOT NULL,
+    max_attempts            INTEGER NOT NULL,
+    breaker_failures        INTEGER NOT NULL,
+    breaker_failure_percent INTEGER NOT NULL,
+    breaker_open_ms         BIGINT  NOT NULL,
+    -- NULL is no limit.
+    requests_per_minute     BIGINT,
+    tokens_per_minute       BIGINT,
+    concurrency             BIGINT,
+    api_version             TEXT,
+    -- Whether it may be at an address that is not public.
+    allow_private           BOOLEAN NOT NULL,
+    state                   TEXT    NOT NULL,
+    created_at_ms           BIGINT  NOT NULL,
     CONSTRAINT upstreams_pk PRIMARY KEY (upstream_id),
     CONSTRAINT upstreams_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
     CONSTRAINT upstreams_deadlines_ck
         CHECK (connect_ms > 0 AND first_event_ms > 0 AND idle_ms > 0 AND total_ms > 0),
+    CONSTRAINT upstreams_max_attempts_ck CHECK (max_attempts BETWEEN 1 AND 1000),
+    CONSTRAINT upstreams_breaker_ck CHECK (
+        breaker_failures BETWEEN 1 AND 1000000 AND breaker_failure_percent BETWEEN 1 AND 100
+        AND breaker_open_ms > 0),
+    CONSTRAINT upstreams_requests_per_minute_ck CHECK (requests_per_minute BETWEEN 1 AND 4294967295),
+    CONSTRAINT upstreams_tokens_per_minute_ck CHECK (tokens_per_minute BETWEEN 1 AND 4294967295),
+    CONSTRAINT upstreams_concurrency_ck CHECK (concurrency BETWEEN 1 AND 4294967295),
     CONSTRAINT upstreams_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
 );
 CREATE UNIQUE INDEX upstreams_name_idx ON upstreams (name) WHERE state <> 'deleted';
 
 CREATE TABLE upstream_keys (
-    upstream_key_id UUID    NOT NULL,
-    upstream_id     UUID    NOT NULL,
-    name            TEXT    NOT NULL,
-    weight          INTEGER NOT NULL,
+    upstream_key_id     UUID    NOT NULL,
+    upstream_id         UUID    NOT NULL,
+    name                TEXT    NOT NULL,
+    weight              INTEGER NOT NULL,
+    -- NULL is no limit.
+    requests_per_minute BIGINT,
+    tokens_per_minute   BIGINT,
+    concurrency         BIGINT,
     -- Nonce, ciphertext and tag: the secret under the data key, the data key under the master key.
-    sealed_secret   BYTEA   NOT NULL,
-    wrapped_key     BYTEA   NOT NULL,
-    master_key_id   TEXT    NOT NULL,
-    state           TEXT    NOT NULL,
-    created_at_ms   BIGINT  NOT NULL,
+    sealed_secret       BYTEA   NOT NULL,
+    wrapped_key         BYTEA   NOT NULL,
+    master_key_id       TEXT    NOT NULL,
+    state               TEXT    NOT NULL,
+    created_at_ms       BIGINT  NOT NULL,
     CONSTRAINT upstream_keys_pk PRIMARY KEY (upstream_key_id),
     CONSTRAINT upstream_keys_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),
     CONSTRAINT upstream_keys_weight_ck CHECK (weight BETWEEN 1 AND 1000000),
+    CONSTRAINT upstream_keys_requests_per_minute_ck
+        CHECK (requests_per_minute BETWEEN 1 AND 4294967295),
+    CONSTRAINT upstream_keys_tokens_per_minute_ck CHECK (tokens_per_minute BETWEEN 1 AND 4294967295),
+    CONSTRAINT upstream_keys_concurrency_ck CHECK (concurrency BETWEEN 1 AND 4294967295),
     CONSTRAINT upstream_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
 );
 CREATE UNIQUE INDEX upstream_keys_upstream_id_name_idx ON upstream_keys (upstream_id, name)
@@ -111,6 +137,7 @@ CREATE TABLE routes (
     -- NULL is shared by all tenants.
     tenant_id     UUID,
     model         TEXT    NOT NULL,
+    selection     TEXT    NOT NULL,
     state         TEXT    NOT NULL,
     created_at_ms BIGINT  NOT NULL,
     CONSTRAINT routes_pk PRIMARY KEY (route_id),
@@ -130,6 +157,7 @@ CREATE TABLE route_targets (
     upstream_id    UUID    NOT NULL,
     -- NULL is the requested name.
     upstream_model TEXT,
+    serves         TEXT    NOT NULL,
     CONSTRAINT route_targets_pk PRIMARY KEY (route_id, position),
     CONSTRAINT route_targets_route_id_fk FOREIGN KEY (route_id) REFERENCES routes (route_id),
     CONSTRAINT route_targets_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),

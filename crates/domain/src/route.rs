@@ -1,6 +1,7 @@
 //! Routes: from a requested model to the targets that may serve it.
 
 use crate::id::{RouteId, TenantId, UpstreamId};
+use crate::pool::{Selection, TargetUse};
 use crate::tenant::EntityState;
 use crate::time::UnixMillis;
 use crate::words;
@@ -49,6 +50,22 @@ pub struct Target {
     pub upstream_id: UpstreamId,
     /// The name of the model there; `None` is the requested name.
     pub upstream_model: Option<String>,
+    /// Which requests it serves.
+    pub serves: TargetUse,
+}
+
+impl Target {
+    /// Makes one of the first tier with the smallest weight, which serves every request and keeps
+    /// the name of the model.
+    pub const fn new(upstream_id: UpstreamId) -> Self {
+        Self {
+            tier: 0,
+            weight: 1,
+            upstream_id,
+            upstream_model: None,
+            serves: TargetUse::Any,
+        }
+    }
 }
 
 /// A requested model and its targets.
@@ -63,10 +80,32 @@ pub struct Route {
     pub model: String,
     /// Where it may be served; never empty.
     pub targets: Vec<Target>,
+    /// How a target is chosen inside a tier.
+    pub selection: Selection,
     /// Whether it is used.
     pub state: EntityState,
     /// When it was made.
     pub created_at: UnixMillis,
+}
+
+impl Route {
+    /// Makes an active one for all tenants that chooses by weight.
+    pub const fn new(
+        id: RouteId,
+        model: String,
+        targets: Vec<Target>,
+        created_at: UnixMillis,
+    ) -> Self {
+        Self {
+            id,
+            tenant_id: None,
+            model,
+            targets,
+            selection: Selection::Weighted,
+            state: EntityState::Active,
+            created_at,
+        }
+    }
 }
 
 /// A model name cannot be routed.

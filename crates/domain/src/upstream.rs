@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use crate::id::{TenantId, UpstreamId, UpstreamKeyId};
+use crate::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use crate::tenant::{EntityState, Name};
 use crate::time::UnixMillis;
 use crate::words;
@@ -175,10 +176,85 @@ pub struct Upstream {
     pub deadlines: Deadlines,
     /// What becomes of a stream there when its client has left.
     pub client_gone: ClientGone,
+    /// How often a request is tried there.
+    pub retry: RetryPolicy,
+    /// When it is left alone because it fails.
+    pub breaker: BreakerPolicy,
+    /// How much it may be asked.
+    pub limits: UpstreamLimits,
+    /// The version of the interface that is asked for; of [`ProviderKind::Azure`] only, and there
+    /// `None` stands for the paths that have none.
+    pub api_version: Option<ApiVersion>,
+    /// Whether it may be at an address that is not public.
+    pub allow_private: bool,
     /// Whether it is used.
     pub state: EntityState,
     /// When it was made.
     pub created_at: UnixMillis,
+}
+
+impl Upstream {
+    /// Makes an active one, shared by all tenants, with the usual settings.
+    pub fn new(
+        id: UpstreamId,
+        name: Name,
+        kind: ProviderKind,
+        base_url: Option<BaseUrl>,
+        created_at: UnixMillis,
+    ) -> Self {
+        Self {
+            id,
+            tenant_id: None,
+            name,
+            kind,
+            base_url,
+            deadlines: Deadlines::default(),
+            client_gone: ClientGone::default(),
+            retry: RetryPolicy::default(),
+            breaker: BreakerPolicy::default(),
+            limits: UpstreamLimits::default(),
+            api_version: None,
+            allow_private: false,
+            state: EntityState::Active,
+            created_at,
+        }
+    }
+}
+
+/// A version of Azure's interface, such as `2024-10-21`: 1 to 40 letters, digits, `-`, `.` or `_`, so
+/// that it can stand in a query.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ApiVersion(String);
+
+/// A version of an interface cannot be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an API version has 1 to 40 letters, digits, `-`, `.` or `_`, such as 2024-10-21")]
+pub struct InvalidApiVersion;
+
+impl ApiVersion {
+    /// Returns the text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for ApiVersion {
+    type Err = InvalidApiVersion;
+
+    fn from_str(text: &str) -> Result<Self, InvalidApiVersion> {
+        let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+        if (1..=40).contains(&text.len()) && text.bytes().all(is_plain) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(InvalidApiVersion)
+        }
+    }
+}
+
+impl fmt::Display for ApiVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
 }
 
 /// What becomes of a stream at an upstream when its client has left.
@@ -208,10 +284,32 @@ pub struct UpstreamKey {
     pub name: Name,
     /// Share of the traffic against its siblings, at least 1.
     pub weight: u32,
+    /// How much it may be asked, beside what its upstream may be.
+    pub limits: UpstreamLimits,
     /// Whether it is used.
     pub state: EntityState,
     /// When it was made.
     pub created_at: UnixMillis,
+}
+
+impl UpstreamKey {
+    /// Makes an active one with the smallest weight and without limits.
+    pub fn new(
+        id: UpstreamKeyId,
+        upstream_id: UpstreamId,
+        name: Name,
+        created_at: UnixMillis,
+    ) -> Self {
+        Self {
+            id,
+            upstream_id,
+            name,
+            weight: 1,
+            limits: UpstreamLimits::default(),
+            state: EntityState::Active,
+            created_at,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -244,6 +342,16 @@ mod tests {
             "",
         ] {
             assert!(text.parse::<BaseUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_api_version_can_stand_in_a_query() {
+        for text in ["2024-10-21", "2025-04-01-preview", "v1.0_x"] {
+            assert_eq!(text.parse::<ApiVersion>().unwrap().as_str(), text);
+        }
+        for text in ["", "a b", "a&b=c", "a#", "ä", &"x".repeat(41)] {
+            assert_eq!(text.parse::<ApiVersion>(), Err(InvalidApiVersion), "{text}");
         }
     }
 }

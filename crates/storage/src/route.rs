@@ -3,7 +3,6 @@
 use sluice_domain::id::{RouteId, TenantId, UpstreamId};
 use sluice_domain::ports::StoreError;
 use sluice_domain::route::{Route, Target};
-use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::{Upstream, UpstreamKey};
 use sqlx::FromRow;
@@ -15,38 +14,23 @@ use crate::secret::SealedSecret;
 use crate::storage::Storage;
 
 statements! {
-    INSERT_ROUTE = "INSERT INTO routes (route_id, tenant_id, model, state, created_at_ms) \
-        VALUES ($1, $2, $3, $4, $5)";
-    INSERT_TARGET = "INSERT INTO route_targets (route_id, position, tier, weight, upstream_id, upstream_model) \
+    INSERT_ROUTE = "INSERT INTO routes (route_id, tenant_id, model, selection, state, created_at_ms) \
         VALUES ($1, $2, $3, $4, $5, $6)";
+    INSERT_TARGET = "INSERT INTO route_targets (route_id, position, tier, weight, upstream_id, upstream_model, \
+            serves) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7)";
     // A route of a tenant may use its own upstreams and shared ones, a shared route only these.
     FIND_USABLE_UPSTREAM = "SELECT upstream_id FROM upstreams \
         WHERE upstream_id = $1 AND state <> 'deleted' AND (tenant_id IS NULL OR tenant_id = $2)";
     DELETE_ROUTE = "UPDATE routes SET state = 'deleted' WHERE route_id = $1 AND state <> 'deleted'";
-    LIST_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.state, r.created_at_ms, \
-            t.tier, t.weight, t.upstream_id, t.upstream_model \
+    LIST_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.selection, r.state, r.created_at_ms, \
+            t.tier, t.weight, t.upstream_id, t.upstream_model, t.serves \
         FROM routes r JOIN route_targets t ON t.route_id = r.route_id \
         ORDER BY r.route_id, t.position";
-    ACTIVE_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.state, r.created_at_ms, \
-            t.tier, t.weight, t.upstream_id, t.upstream_model \
+    ACTIVE_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.selection, r.state, r.created_at_ms, \
+            t.tier, t.weight, t.upstream_id, t.upstream_model, t.serves \
         FROM routes r JOIN route_targets t ON t.route_id = r.route_id \
         WHERE r.state = 'active' ORDER BY r.route_id, t.position";
-}
-
-/// What a new route needs.
-#[derive(Debug, Clone)]
-pub struct NewRoute {
-    /// Its id.
-    pub id: RouteId,
-    /// The tenant that alone may use it; `None` is shared by all.
-    pub tenant_id: Option<TenantId>,
-    /// The requested model or pattern, checked by
-    /// [`check_route_model`](sluice_domain::route::check_route_model).
-    pub model: String,
-    /// Where it may be served; never empty.
-    pub targets: Vec<Target>,
-    /// The time.
-    pub now: UnixMillis,
 }
 
 /// All active upstreams, keys and routes, of one moment.
@@ -65,12 +49,14 @@ struct RouteRow {
     route_id: Uuid,
     tenant_id: Option<Uuid>,
     model: String,
+    selection: String,
     state: String,
     created_at_ms: i64,
     tier: i32,
     weight: i32,
     upstream_id: Uuid,
     upstream_model: Option<String>,
+    serves: String,
 }
 
 /// Gathers rows, one per target and ordered by route, into routes.
@@ -84,6 +70,10 @@ fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
                 .map_err(|_neg| corrupt("route_targets", "weight", id))?,
             upstream_id: UpstreamId::from_uuid(row.upstream_id),
             upstream_model: row.upstream_model,
+            serves: row
+                .serves
+                .parse()
+                .map_err(|_bad| corrupt("route_targets", "serves", id))?,
         };
         match routes.last_mut().filter(|route| route.id == id) {
             Some(route) => route.targets.push(target),
@@ -92,6 +82,10 @@ fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
                 tenant_id: row.tenant_id.map(TenantId::from_uuid),
                 model: row.model,
                 targets: vec![target],
+                selection: row
+                    .selection
+                    .parse()
+                    .map_err(|_bad| corrupt("routes", "selection", id))?,
                 state: row
                     .state
                     .parse()
@@ -104,14 +98,15 @@ fn gather(rows: Vec<RouteRow>) -> Result<Vec<Route>, StoreError> {
 }
 
 impl Storage {
-    /// Makes a route; `None` when there is no target, or when one names an upstream that does not
+    /// Stores a new route, whose model was checked by
+    /// [`check_route_model`](sluice_domain::route::check_route_model); `false` when there is no target, or when one names an upstream that does not
     /// exist or belongs to a tenant other than the route's.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the tenant (or, for a shared route, everybody) has a route for
     /// the model.
-    pub async fn create_route(&self, new: NewRoute) -> Result<Option<Route>, StoreError> {
-        in_transaction!(self, create_route(&new))
+    pub async fn create_route(&self, new: &Route) -> Result<bool, StoreError> {
+        in_transaction!(self, create_route(new))
     }
 
     /// Deletes a route: marks it, so that its model may be routed anew; `false` when there is none.
@@ -143,9 +138,9 @@ impl Storage {
 }
 
 on_both! {
-    async fn create_route(&mut self, new: &NewRoute) -> Result<Option<Route>, Failure> {
+    async fn create_route(&mut self, new: &Route) -> Result<bool, Failure> {
         if new.targets.is_empty() {
-            return Ok(None);
+            return Ok(false);
         }
         for target in &new.targets {
             let tenant = new.tenant_id.map(TenantId::as_uuid);
@@ -154,7 +149,7 @@ on_both! {
                     .fetch_optional(&mut *self.conn)
                     .await?;
             if usable.is_none() {
-                return Ok(None);
+                return Ok(false);
             }
         }
         sql!(
@@ -162,8 +157,9 @@ on_both! {
             new.id.as_uuid(),
             new.tenant_id.map(TenantId::as_uuid),
             new.model.as_str(),
-            EntityState::Active.as_str(),
-            new.now.0,
+            new.selection.as_str(),
+            new.state.as_str(),
+            new.created_at.0,
         )
         .execute(&mut *self.conn)
         .await
@@ -177,19 +173,13 @@ on_both! {
                 i64::from(target.weight),
                 target.upstream_id.as_uuid(),
                 target.upstream_model.as_deref(),
+                target.serves.as_str(),
             )
             .execute(&mut *self.conn)
             .await?;
         }
         self.publish(&[Change::Routing]).await?;
-        Ok(Some(Route {
-            id: new.id,
-            tenant_id: new.tenant_id,
-            model: new.model.clone(),
-            targets: new.targets.clone(),
-            state: EntityState::Active,
-            created_at: new.now,
-        }))
+        Ok(true)
     }
 
     async fn delete_route(&mut self, id: RouteId) -> Result<bool, Failure> {

@@ -1,14 +1,14 @@
 //! Upstreams and their sealed keys.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use sluice_domain::id::{TenantId, UpstreamId, UpstreamKeyId};
+use sluice_domain::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use sluice_domain::ports::StoreError;
-use sluice_domain::tenant::{EntityState, Name};
+use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{
-    BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey,
-};
+use sluice_domain::upstream::{ApiVersion, Deadlines, Upstream, UpstreamKey};
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -19,66 +19,36 @@ use crate::storage::Storage;
 
 statements! {
     INSERT_UPSTREAM = "INSERT INTO upstreams (upstream_id, tenant_id, name, kind, base_url, connect_ms, \
-            first_event_ms, idle_ms, total_ms, client_gone, state, created_at_ms) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)";
+            first_event_ms, idle_ms, total_ms, client_gone, max_attempts, breaker_failures, \
+            breaker_failure_percent, breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, \
+            api_version, allow_private, state, created_at_ms) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
     LIST_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
-            idle_ms, total_ms, client_gone, state, created_at_ms \
+            idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
+            breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
+            allow_private, state, created_at_ms \
         FROM upstreams ORDER BY upstream_id";
     SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2 WHERE upstream_id = $1 AND state <> 'deleted'";
     INSERT_UPSTREAM_KEY = "INSERT INTO upstream_keys (upstream_key_id, upstream_id, name, weight, \
-            sealed_secret, wrapped_key, master_key_id, state, created_at_ms) \
-        SELECT $1, upstream_id, $3, $4, $5, $6, $7, $8, $9 FROM upstreams \
+            requests_per_minute, tokens_per_minute, concurrency, sealed_secret, wrapped_key, \
+            master_key_id, state, created_at_ms) \
+        SELECT $1, upstream_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM upstreams \
         WHERE upstream_id = $2 AND state <> 'deleted'";
-    LIST_UPSTREAM_KEYS = "SELECT upstream_key_id, upstream_id, name, weight, sealed_secret, wrapped_key, \
-            master_key_id, state, created_at_ms \
+    LIST_UPSTREAM_KEYS = "SELECT upstream_key_id, upstream_id, name, weight, requests_per_minute, \
+            tokens_per_minute, concurrency, sealed_secret, wrapped_key, master_key_id, state, created_at_ms \
         FROM upstream_keys WHERE upstream_id = $1 ORDER BY upstream_key_id";
     SET_UPSTREAM_KEY_STATE = "UPDATE upstream_keys SET state = $2 \
         WHERE upstream_key_id = $1 AND state <> 'deleted'";
     ACTIVE_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
-            idle_ms, total_ms, client_gone, state, created_at_ms \
+            idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
+            breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
+            allow_private, state, created_at_ms \
         FROM upstreams WHERE state = 'active' ORDER BY upstream_id";
-    ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.sealed_secret, \
-            k.wrapped_key, k.master_key_id, k.state, k.created_at_ms \
+    ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.requests_per_minute, \
+            k.tokens_per_minute, k.concurrency, k.sealed_secret, k.wrapped_key, k.master_key_id, k.state, \
+            k.created_at_ms \
         FROM upstream_keys k JOIN upstreams u ON u.upstream_id = k.upstream_id \
         WHERE k.state = 'active' AND u.state = 'active' ORDER BY k.upstream_key_id";
-}
-
-/// What a new upstream needs.
-#[derive(Debug, Clone)]
-pub struct NewUpstream {
-    /// Its id.
-    pub id: UpstreamId,
-    /// The tenant that alone may use it; `None` is shared by all.
-    pub tenant_id: Option<TenantId>,
-    /// Its name.
-    pub name: Name,
-    /// Its protocol.
-    pub kind: ProviderKind,
-    /// Where it is.
-    pub base_url: Option<BaseUrl>,
-    /// How long it may take.
-    pub deadlines: Deadlines,
-    /// What becomes of a stream there when its client has left.
-    pub client_gone: ClientGone,
-    /// The time.
-    pub now: UnixMillis,
-}
-
-/// What a new upstream key needs.
-#[derive(Debug, Clone)]
-pub struct NewUpstreamKey {
-    /// Its id, which the secret is bound to.
-    pub id: UpstreamKeyId,
-    /// Its upstream.
-    pub upstream_id: UpstreamId,
-    /// Its name.
-    pub name: Name,
-    /// Share of the traffic against its siblings.
-    pub weight: u32,
-    /// The secret.
-    pub sealed: SealedSecret,
-    /// The time.
-    pub now: UnixMillis,
 }
 
 #[derive(FromRow)]
@@ -93,6 +63,15 @@ struct UpstreamRow {
     idle_ms: i64,
     total_ms: i64,
     client_gone: String,
+    max_attempts: i32,
+    breaker_failures: i32,
+    breaker_failure_percent: i32,
+    breaker_open_ms: i64,
+    requests_per_minute: Option<i64>,
+    tokens_per_minute: Option<i64>,
+    concurrency: Option<i64>,
+    api_version: Option<String>,
+    allow_private: bool,
     state: String,
     created_at_ms: i64,
 }
@@ -106,6 +85,7 @@ impl TryFrom<UpstreamRow> for Upstream {
             let ms = u64::try_from(ms).map_err(|_negative| corrupt("upstreams", "total_ms", id));
             ms.map(Duration::from_millis)
         };
+        let count = |n: i32, column| positive(n).ok_or_else(|| corrupt("upstreams", column, id));
         Ok(Self {
             id,
             tenant_id: row.tenant_id.map(TenantId::from_uuid),
@@ -132,6 +112,26 @@ impl TryFrom<UpstreamRow> for Upstream {
                 .client_gone
                 .parse()
                 .map_err(|_bad| corrupt("upstreams", "client_gone", id))?,
+            retry: RetryPolicy {
+                max_attempts: count(row.max_attempts, "max_attempts")?,
+            },
+            breaker: BreakerPolicy {
+                max_failures: count(row.breaker_failures, "breaker_failures")?,
+                max_failure_percent: count(row.breaker_failure_percent, "breaker_failure_percent")?,
+                open_for: millis(row.breaker_open_ms)?,
+            },
+            limits: limits(
+                row.requests_per_minute,
+                row.tokens_per_minute,
+                row.concurrency,
+            )
+            .map_err(|column| corrupt("upstreams", column, id))?,
+            api_version: row
+                .api_version
+                .map(|version| version.parse())
+                .transpose()
+                .map_err(|_bad| corrupt("upstreams", "api_version", id))?,
+            allow_private: row.allow_private,
             state: row
                 .state
                 .parse()
@@ -141,12 +141,33 @@ impl TryFrom<UpstreamRow> for Upstream {
     }
 }
 
+fn positive(n: impl TryInto<u32>) -> Option<NonZeroU32> {
+    n.try_into().ok().and_then(NonZeroU32::new)
+}
+
+/// Reads limits; the error is the column that breaks a rule.
+fn limits(
+    requests_per_minute: Option<i64>,
+    tokens_per_minute: Option<i64>,
+    concurrency: Option<i64>,
+) -> Result<UpstreamLimits, &'static str> {
+    let limit = |stored: Option<i64>, column| stored.map(|n| positive(n).ok_or(column)).transpose();
+    Ok(UpstreamLimits {
+        requests_per_minute: limit(requests_per_minute, "requests_per_minute")?,
+        tokens_per_minute: limit(tokens_per_minute, "tokens_per_minute")?,
+        concurrency: limit(concurrency, "concurrency")?,
+    })
+}
+
 #[derive(FromRow)]
 struct UpstreamKeyRow {
     upstream_key_id: Uuid,
     upstream_id: Uuid,
     name: String,
     weight: i32,
+    requests_per_minute: Option<i64>,
+    tokens_per_minute: Option<i64>,
+    concurrency: Option<i64>,
     sealed_secret: Vec<u8>,
     wrapped_key: Vec<u8>,
     master_key_id: String,
@@ -166,6 +187,12 @@ impl UpstreamKeyRow {
                 .map_err(|_bad| corrupt("upstream_keys", "name", id))?,
             weight: u32::try_from(self.weight)
                 .map_err(|_negative| corrupt("upstream_keys", "weight", id))?,
+            limits: limits(
+                self.requests_per_minute,
+                self.tokens_per_minute,
+                self.concurrency,
+            )
+            .map_err(|column| corrupt("upstream_keys", column, id))?,
             state: self
                 .state
                 .parse()
@@ -181,17 +208,21 @@ impl UpstreamKeyRow {
     }
 }
 
+fn as_count(limit: NonZeroU32) -> i64 {
+    i64::from(limit.get())
+}
+
 fn as_millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Storage {
-    /// Makes an upstream.
+    /// Stores a new upstream.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when an upstream has the name.
-    pub async fn create_upstream(&self, new: NewUpstream) -> Result<Upstream, StoreError> {
-        in_transaction!(self, create_upstream(&new))
+    pub async fn create_upstream(&self, new: &Upstream) -> Result<(), StoreError> {
+        in_transaction!(self, create_upstream(new))
     }
 
     /// Lists all upstreams in the order of their ids; also those that are deleted.
@@ -214,15 +245,17 @@ impl Storage {
         in_transaction!(self, set_upstream_state(id, state))
     }
 
-    /// Makes an upstream key; `None` when there is no such upstream.
+    /// Stores a new upstream key with its secret, which is bound to the id of the key; `false` when
+    /// there is no such upstream.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a key of the upstream has the name.
     pub async fn add_upstream_key(
         &self,
-        new: NewUpstreamKey,
-    ) -> Result<Option<UpstreamKey>, StoreError> {
-        in_transaction!(self, add_upstream_key(&new))
+        new: &UpstreamKey,
+        sealed: &SealedSecret,
+    ) -> Result<bool, StoreError> {
+        in_transaction!(self, add_upstream_key(new, sealed))
     }
 
     /// Lists the keys of an upstream in the order of their ids, without their secrets; also those
@@ -251,7 +284,7 @@ impl Storage {
 }
 
 on_both! {
-    async fn create_upstream(&mut self, new: &NewUpstream) -> Result<Upstream, Failure> {
+    async fn create_upstream(&mut self, new: &Upstream) -> Result<(), Failure> {
         sql!(
             INSERT_UPSTREAM,
             new.id.as_uuid(),
@@ -264,24 +297,23 @@ on_both! {
             as_millis(new.deadlines.idle),
             as_millis(new.deadlines.total),
             new.client_gone.as_str(),
-            EntityState::Active.as_str(),
-            new.now.0,
+            i64::from(new.retry.max_attempts.get()),
+            i64::from(new.breaker.max_failures.get()),
+            i64::from(new.breaker.max_failure_percent.get()),
+            as_millis(new.breaker.open_for),
+            new.limits.requests_per_minute.map(as_count),
+            new.limits.tokens_per_minute.map(as_count),
+            new.limits.concurrency.map(as_count),
+            new.api_version.as_ref().map(ApiVersion::as_str),
+            new.allow_private,
+            new.state.as_str(),
+            new.created_at.0,
         )
         .execute(&mut *self.conn)
         .await
         .map_err(|error| Failure::or_conflict(error, || format!("an upstream named `{}`", new.name)))?;
         self.publish(&[Change::Routing]).await?;
-        Ok(Upstream {
-            id: new.id,
-            tenant_id: new.tenant_id,
-            name: new.name.clone(),
-            kind: new.kind,
-            base_url: new.base_url.clone(),
-            deadlines: new.deadlines,
-            client_gone: new.client_gone,
-            state: EntityState::Active,
-            created_at: new.now,
-        })
+        Ok(())
     }
 
     async fn list_upstreams(&mut self) -> Result<Vec<Upstream>, Failure> {
@@ -300,34 +332,28 @@ on_both! {
 
     async fn add_upstream_key(
         &mut self,
-        new: &NewUpstreamKey,
-    ) -> Result<Option<UpstreamKey>, Failure> {
+        new: &UpstreamKey,
+        sealed: &SealedSecret,
+    ) -> Result<bool, Failure> {
         let done = sql!(
             INSERT_UPSTREAM_KEY,
             new.id.as_uuid(),
             new.upstream_id.as_uuid(),
             new.name.as_str(),
             i64::from(new.weight),
-            new.sealed.sealed_secret.as_slice(),
-            new.sealed.wrapped_key.as_slice(),
-            new.sealed.master_key_id.as_str(),
-            EntityState::Active.as_str(),
-            new.now.0,
+            new.limits.requests_per_minute.map(as_count),
+            new.limits.tokens_per_minute.map(as_count),
+            new.limits.concurrency.map(as_count),
+            sealed.sealed_secret.as_slice(),
+            sealed.wrapped_key.as_slice(),
+            sealed.master_key_id.as_str(),
+            new.state.as_str(),
+            new.created_at.0,
         )
         .execute(&mut *self.conn)
         .await
         .map_err(|error| Failure::or_conflict(error, || format!("an upstream key named `{}`", new.name)))?;
-        if !self.publish_routing(done.rows_affected()).await? {
-            return Ok(None);
-        }
-        Ok(Some(UpstreamKey {
-            id: new.id,
-            upstream_id: new.upstream_id,
-            name: new.name.clone(),
-            weight: new.weight,
-            state: EntityState::Active,
-            created_at: new.now,
-        }))
+        self.publish_routing(done.rows_affected()).await
     }
 
     async fn list_upstream_keys(

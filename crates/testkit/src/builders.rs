@@ -20,7 +20,7 @@ use sluice_domain::record::{
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::tenant::{EntityState, Name, Role, Tenant, User};
 use sluice_domain::time::{LocalDay, Month, TimeZone, UnixMillis};
-use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{ProviderKind, Upstream, UpstreamKey};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 
 use crate::fail::fail;
@@ -115,7 +115,8 @@ pub fn a_key_with_secret(user: &User) -> (ProxyKey, ProxyKeySecret) {
     (key, secret)
 }
 
-/// Returns an active upstream of kind `compatible`, shared by all tenants, with default deadlines.
+/// Returns an active upstream of kind `compatible`, shared by all tenants, with default settings, that
+/// may be on this machine.
 ///
 /// Fails the test when the base URL is no valid one.
 #[track_caller]
@@ -124,50 +125,40 @@ pub fn an_upstream(base_url: &str) -> Upstream {
         .parse()
         .unwrap_or_else(|invalid| fail(format_args!("`{base_url}`: {invalid}")));
     Upstream {
-        id: next_uuid(UpstreamId::from_uuid),
-        tenant_id: None,
-        name: name(&format!("upstream-{}", count())),
-        kind: ProviderKind::Compatible,
-        base_url: Some(base_url),
-        deadlines: Deadlines::default(),
-        client_gone: ClientGone::default(),
-        state: EntityState::Active,
-        created_at: START,
+        allow_private: true,
+        ..Upstream::new(
+            next_uuid(UpstreamId::from_uuid),
+            name(&format!("upstream-{}", count())),
+            ProviderKind::Compatible,
+            Some(base_url),
+            START,
+        )
     }
 }
 
 /// Returns an active key of the upstream with weight 1.
 pub fn an_upstream_key(upstream: &Upstream) -> UpstreamKey {
-    UpstreamKey {
-        id: next_uuid(UpstreamKeyId::from_uuid),
-        upstream_id: upstream.id,
-        name: name(&format!("upstream-key-{}", count())),
-        weight: 1,
-        state: EntityState::Active,
-        created_at: START,
-    }
+    UpstreamKey::new(
+        next_uuid(UpstreamKeyId::from_uuid),
+        upstream.id,
+        name(&format!("upstream-key-{}", count())),
+        START,
+    )
 }
 
 /// Returns an active route for all tenants from the model to the same model at the upstream.
 pub fn a_route(model: &str, upstream: &Upstream) -> Route {
-    Route {
-        id: next_uuid(RouteId::from_uuid),
-        tenant_id: None,
-        model: model.to_owned(),
-        targets: vec![a_target(upstream)],
-        state: EntityState::Active,
-        created_at: START,
-    }
+    Route::new(
+        next_uuid(RouteId::from_uuid),
+        model.to_owned(),
+        vec![a_target(upstream)],
+        START,
+    )
 }
 
 /// Returns a target of the first tier with weight 1 that keeps the requested model.
 pub fn a_target(upstream: &Upstream) -> Target {
-    Target {
-        tier: 0,
-        weight: 1,
-        upstream_id: upstream.id,
-        upstream_model: None,
-    }
+    Target::new(upstream.id)
 }
 
 /// Returns the payer of a key.

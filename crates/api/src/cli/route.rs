@@ -2,14 +2,13 @@
 
 use std::str::FromStr;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use clap::Subcommand;
 use serde_json::json;
 use sluice_domain::id::{RouteId, TenantId};
 use sluice_domain::route::{Route, Target, check_route_model};
 use sluice_domain::tenant::{EntityState, Name};
 use sluice_domain::upstream::Upstream;
-use sluice_storage::route::NewRoute;
 
 use super::admin::{Admin, known, with_database};
 use super::table::{ListArgs, Table, time};
@@ -133,15 +132,15 @@ pub(super) async fn create(
     model: String,
     targets: Vec<Target>,
 ) -> anyhow::Result<Route> {
-    let new = NewRoute {
-        id: RouteId::from_uuid(new_uuid()),
+    let id = RouteId::from_uuid(new_uuid());
+    let route = Route {
         tenant_id,
-        model,
-        targets,
-        now: admin.now,
+        ..Route::new(id, model, targets, admin.now)
     };
-    let made = admin.storage.create_route(new).await?;
-    made.context("an upstream was deleted meanwhile, or belongs to another tenant")
+    if !admin.storage.create_route(&route).await? {
+        bail!("an upstream was deleted meanwhile, or belongs to another tenant");
+    }
+    Ok(route)
 }
 
 /// Returns every route that is not deleted.
@@ -178,8 +177,8 @@ async fn create_and_tell(
         targets.push(Target {
             tier: arg.tier,
             weight: arg.weight,
-            upstream_id: upstream.id,
             upstream_model: arg.upstream_model,
+            ..Target::new(upstream.id)
         });
     }
     let route = create(admin, tenant_id, model, targets).await?;

@@ -9,9 +9,8 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 use sluice_domain::id::UpstreamId;
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind};
+use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream};
 use sluice_storage::secret::SealBinding;
-use sluice_storage::upstream::NewUpstream;
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 
 use super::admin::{Admin, with_database};
@@ -148,17 +147,19 @@ async fn create_and_tell(admin: &Admin<'_>, args: CreateArgs) -> anyhow::Result<
         ))),
     };
     let tenant = admin.optional_tenant(args.tenant.as_ref()).await?;
-    let new = NewUpstream {
-        id: UpstreamId::from_uuid(new_uuid()),
+    let upstream = Upstream {
         tenant_id: tenant.map(|tenant| tenant.id),
-        name: args.name,
-        kind: args.kind,
-        base_url: url,
         deadlines: args.deadlines.deadlines(),
         client_gone: args.client_gone,
-        now: admin.now,
+        ..Upstream::new(
+            UpstreamId::from_uuid(new_uuid()),
+            args.name,
+            args.kind,
+            url,
+            admin.now,
+        )
     };
-    let upstream = admin.storage.create_upstream(new).await?;
+    admin.storage.create_upstream(&upstream).await?;
     terminal::note(&format!(
         "upstream `{}` is made: {}",
         upstream.name, upstream.id

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::fmt::{Display, Write as _};
+use std::num::NonZeroU32;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use hmac::Mac;
 use serde::{Deserialize, Serialize};
 use sluice_domain::id::{InstanceId, TenantId, UserId};
 use sluice_domain::key::{KeyHash, KeyHint, ProxyKey};
+use sluice_domain::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use sluice_domain::route::{Route, Target};
 use sluice_domain::tenant::{Tenant, User};
 use sluice_domain::time::{Month, Period, UnixMillis};
@@ -100,8 +102,26 @@ struct UpstreamEntry {
     idle_ms: u64,
     total_ms: u64,
     client_gone: String,
+    max_attempts: NonZeroU32,
+    breaker_failures: NonZeroU32,
+    breaker_failure_percent: NonZeroU32,
+    breaker_open_ms: u64,
+    limits: LimitsEntry,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    api_version: Option<String>,
+    allow_private: bool,
     state: String,
     created_at_ms: i64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct LimitsEntry {
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    requests_per_minute: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    tokens_per_minute: Option<NonZeroU32>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    concurrency: Option<NonZeroU32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +130,7 @@ struct UpstreamKeyEntry {
     upstream_id: String,
     name: String,
     weight: u32,
+    limits: LimitsEntry,
     state: String,
     created_at_ms: i64,
     sealed_secret: String,
@@ -124,6 +145,7 @@ struct RouteEntry {
     tenant_id: Option<String>,
     model: String,
     targets: Vec<TargetEntry>,
+    selection: String,
     state: String,
     created_at_ms: i64,
 }
@@ -135,6 +157,7 @@ struct TargetEntry {
     upstream_id: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     upstream_model: Option<String>,
+    serves: String,
 }
 
 /// Writes a snapshot.
@@ -430,6 +453,13 @@ impl UpstreamEntry {
             idle_ms: millis(upstream.deadlines.idle),
             total_ms: millis(upstream.deadlines.total),
             client_gone: upstream.client_gone.to_string(),
+            max_attempts: upstream.retry.max_attempts,
+            breaker_failures: upstream.breaker.max_failures,
+            breaker_failure_percent: upstream.breaker.max_failure_percent,
+            breaker_open_ms: millis(upstream.breaker.open_for),
+            limits: LimitsEntry::new(upstream.limits),
+            api_version: upstream.api_version.as_ref().map(ToString::to_string),
+            allow_private: upstream.allow_private,
             state: upstream.state.to_string(),
             created_at_ms: upstream.created_at.0,
         }
@@ -438,6 +468,7 @@ impl UpstreamEntry {
     fn read(&self) -> Result<Upstream, Unusable> {
         let tenant_id = self.tenant_id.as_deref();
         let base_url = self.base_url.as_deref();
+        let api_version = self.api_version.as_deref();
         Ok(Upstream {
             id: parse(&self.id, "the id of an upstream")?,
             tenant_id: tenant_id
@@ -453,9 +484,40 @@ impl UpstreamEntry {
                 total: Duration::from_millis(self.total_ms),
             },
             client_gone: parse(&self.client_gone, "what becomes of a stream")?,
+            retry: RetryPolicy {
+                max_attempts: self.max_attempts,
+            },
+            breaker: BreakerPolicy {
+                max_failures: self.breaker_failures,
+                max_failure_percent: self.breaker_failure_percent,
+                open_for: Duration::from_millis(self.breaker_open_ms),
+            },
+            limits: self.limits.read(),
+            api_version: api_version
+                .map(|version| parse(version, "a version of an interface"))
+                .transpose()?,
+            allow_private: self.allow_private,
             state: parse(&self.state, "a state")?,
             created_at: UnixMillis(self.created_at_ms),
         })
+    }
+}
+
+impl LimitsEntry {
+    const fn new(limits: UpstreamLimits) -> Self {
+        Self {
+            requests_per_minute: limits.requests_per_minute,
+            tokens_per_minute: limits.tokens_per_minute,
+            concurrency: limits.concurrency,
+        }
+    }
+
+    const fn read(&self) -> UpstreamLimits {
+        UpstreamLimits {
+            requests_per_minute: self.requests_per_minute,
+            tokens_per_minute: self.tokens_per_minute,
+            concurrency: self.concurrency,
+        }
     }
 }
 
@@ -466,6 +528,7 @@ impl UpstreamKeyEntry {
             upstream_id: key.upstream_id.to_string(),
             name: key.name.to_string(),
             weight: key.weight,
+            limits: LimitsEntry::new(key.limits),
             state: key.state.to_string(),
             created_at_ms: key.created_at.0,
             sealed_secret: BASE64.encode(&sealed.sealed_secret),
@@ -480,6 +543,7 @@ impl UpstreamKeyEntry {
             upstream_id: parse(&self.upstream_id, "the id of an upstream")?,
             name: parse(&self.name, "a name")?,
             weight: self.weight,
+            limits: self.limits.read(),
             state: parse(&self.state, "a state")?,
             created_at: UnixMillis(self.created_at_ms),
         };
@@ -506,8 +570,10 @@ impl RouteEntry {
                     weight: target.weight,
                     upstream_id: target.upstream_id.to_string(),
                     upstream_model: target.upstream_model.clone(),
+                    serves: target.serves.to_string(),
                 })
                 .collect(),
+            selection: route.selection.to_string(),
             state: route.state.to_string(),
             created_at_ms: route.created_at.0,
         }
@@ -527,8 +593,10 @@ impl RouteEntry {
                     weight: target.weight,
                     upstream_id: parse(&target.upstream_id, "the id of an upstream")?,
                     upstream_model: target.upstream_model.clone(),
+                    serves: parse(&target.serves, "a use of a target")?,
                 })
             })?,
+            selection: parse(&self.selection, "a way to choose")?,
             state: parse(&self.state, "a state")?,
             created_at: UnixMillis(self.created_at_ms),
         })

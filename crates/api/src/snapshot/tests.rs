@@ -1,4 +1,7 @@
+use std::num::NonZeroU32;
+
 use sluice_domain::key::Pepper;
+use sluice_domain::pool::{BreakerPolicy, Selection, TargetUse, UpstreamLimits};
 use sluice_domain::tenant::EntityState;
 use sluice_domain::upstream::UpstreamKey;
 use sluice_storage::secret::SealedSecret;
@@ -31,8 +34,24 @@ fn file_in(folder: &TempDir) -> SnapshotFile {
 fn routing() -> Routing {
     let mut upstream = an_upstream("https://api.example.com/v1");
     upstream.deadlines.idle = Duration::from_millis(1_234);
-    let upstream_key: UpstreamKey = an_upstream_key(&upstream);
+    let number = |n| NonZeroU32::new(n).unwrap();
+    upstream.retry.max_attempts = number(2);
+    upstream.breaker = BreakerPolicy {
+        max_failures: number(3),
+        max_failure_percent: number(4),
+        open_for: Duration::from_millis(5),
+    };
+    upstream.limits = UpstreamLimits {
+        requests_per_minute: Some(number(6)),
+        tokens_per_minute: Some(number(7)),
+        concurrency: Some(number(8)),
+    };
+    upstream.api_version = Some("2024-10-21".parse().unwrap());
+    let mut upstream_key: UpstreamKey = an_upstream_key(&upstream);
+    upstream_key.limits.concurrency = Some(number(9));
     let mut route = a_route("gpt-*", &upstream);
+    route.selection = Selection::StickyKey;
+    route.targets[0].serves = TargetUse::ContextLength;
     route.targets[0].upstream_model = Some("other".to_owned());
     let sealed = SealedSecret {
         sealed_secret: vec![1, 2, 255],

@@ -1,21 +1,19 @@
 use sluice_domain::id::{TenantId, UpstreamId, uuid_v7};
-use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind};
+use sluice_domain::upstream::ProviderKind;
 
 use super::*;
 
 fn upstream(tenant: Option<u8>, kind: ProviderKind, url: &str) -> Upstream {
     Upstream {
-        id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
         tenant_id: tenant.map(|n| TenantId::from_uuid(uuid_v7(1, [n; 10]))),
-        name: "main".parse().unwrap(),
-        kind,
-        base_url: Some(url.parse().unwrap()),
-        deadlines: Deadlines::default(),
-        client_gone: ClientGone::default(),
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
+        ..Upstream::new(
+            UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
+            "main".parse().unwrap(),
+            kind,
+            Some(url.parse().unwrap()),
+            UnixMillis(0),
+        )
     }
 }
 

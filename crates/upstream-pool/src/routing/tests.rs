@@ -5,7 +5,6 @@ use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{ClientGone, Deadlines};
 
 use super::*;
 use crate::client::Origin;
@@ -19,27 +18,24 @@ fn tenant(n: u8) -> TenantId {
 }
 
 fn upstream(n: u8) -> Upstream {
-    Upstream {
-        id: UpstreamId::from_uuid(uuid(n)),
-        tenant_id: None,
-        name: format!("up-{n}").parse().unwrap(),
-        kind: ProviderKind::OpenAi,
-        base_url: Some("https://api.example.com/v1".parse().unwrap()),
-        deadlines: Deadlines::default(),
-        client_gone: ClientGone::default(),
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
-    }
+    Upstream::new(
+        UpstreamId::from_uuid(uuid(n)),
+        format!("up-{n}").parse().unwrap(),
+        ProviderKind::OpenAi,
+        Some("https://api.example.com/v1".parse().unwrap()),
+        UnixMillis(0),
+    )
 }
 
 fn key(n: u8, upstream: u8, weight: u32) -> (UpstreamKey, SecretString) {
     let key = UpstreamKey {
-        id: UpstreamKeyId::from_uuid(uuid(n)),
-        upstream_id: UpstreamId::from_uuid(uuid(upstream)),
-        name: format!("key-{n}").parse().unwrap(),
         weight,
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
+        ..UpstreamKey::new(
+            UpstreamKeyId::from_uuid(uuid(n)),
+            UpstreamId::from_uuid(uuid(upstream)),
+            format!("key-{n}").parse().unwrap(),
+            UnixMillis(0),
+        )
     };
     (key, SecretString::from(format!("sk-secret-{n}")))
 }
@@ -48,19 +44,20 @@ fn target(tier: u32, weight: u32, upstream: u8, model: Option<&str>) -> Target {
     Target {
         tier,
         weight,
-        upstream_id: UpstreamId::from_uuid(uuid(upstream)),
         upstream_model: model.map(str::to_owned),
+        ..Target::new(UpstreamId::from_uuid(uuid(upstream)))
     }
 }
 
 fn route(n: u8, tenant_id: Option<TenantId>, model: &str) -> Route {
     Route {
-        id: RouteId::from_uuid(uuid(n)),
         tenant_id,
-        model: model.to_owned(),
-        targets: vec![target(0, 1, 1, None)],
-        state: EntityState::Active,
-        created_at: UnixMillis(i64::from(n) * 1_000),
+        ..Route::new(
+            RouteId::from_uuid(uuid(n)),
+            model.to_owned(),
+            vec![target(0, 1, 1, None)],
+            UnixMillis(i64::from(n) * 1_000),
+        )
     }
 }
 

@@ -36,42 +36,36 @@ pub(crate) fn upstream(
     deadlines: Deadlines,
 ) -> Upstream {
     Upstream {
-        id: UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
-        tenant_id: None,
-        name: "local".parse().unwrap(),
-        kind,
-        base_url: base_url.map(|url| url.parse().unwrap()),
         deadlines,
-        client_gone: ClientGone::default(),
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
+        allow_private: true,
+        ..Upstream::new(
+            UpstreamId::from_uuid(uuid_v7(1, [1; 10])),
+            "local".parse().unwrap(),
+            kind,
+            base_url.map(|url| url.parse().unwrap()),
+            UnixMillis(0),
+        )
     }
 }
 
 /// Plans a route to one upstream with one key.
 pub(crate) fn plan(upstream: Upstream) -> Arc<RoutePlan> {
-    let key = UpstreamKey {
-        id: UpstreamKeyId::from_uuid(uuid_v7(1, [2; 10])),
-        upstream_id: upstream.id,
-        name: "key".parse().unwrap(),
-        weight: 1,
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
-    };
+    let key = UpstreamKey::new(
+        UpstreamKeyId::from_uuid(uuid_v7(1, [2; 10])),
+        upstream.id,
+        "key".parse().unwrap(),
+        UnixMillis(0),
+    );
     let target = Target {
-        tier: 0,
-        weight: 1,
-        upstream_id: upstream.id,
         upstream_model: Some("real".into()),
+        ..Target::new(upstream.id)
     };
-    let route = Route {
-        id: RouteId::from_uuid(uuid_v7(1, [3; 10])),
-        tenant_id: None,
-        model: "alias".into(),
-        targets: vec![target],
-        state: EntityState::Active,
-        created_at: UnixMillis(0),
-    };
+    let route = Route::new(
+        RouteId::from_uuid(uuid_v7(1, [3; 10])),
+        "alias".into(),
+        vec![target],
+        UnixMillis(0),
+    );
     let (table, problems) = RoutingTable::build(RoutingInput {
         upstreams: vec![upstream],
         keys: vec![(key, SecretString::from(SECRET))],

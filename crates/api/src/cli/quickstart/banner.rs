@@ -168,25 +168,20 @@ fn is_plain(model: &str) -> bool {
 mod tests {
     use sluice_domain::id::UpstreamId;
     use sluice_domain::key::ProxyKeySecret;
-    use sluice_domain::tenant::EntityState;
     use sluice_domain::time::UnixMillis;
-    use sluice_domain::upstream::{ClientGone, Deadlines, Upstream};
+    use sluice_domain::upstream::Upstream;
     use uuid::Uuid;
 
     use super::*;
 
     fn banner(kind: ProviderKind, model: &str, account: Account) -> Banner {
-        let upstream = Upstream {
-            id: UpstreamId::from_uuid(Uuid::nil()),
-            tenant_id: None,
-            name: "some".parse().unwrap(),
+        let upstream = Upstream::new(
+            UpstreamId::from_uuid(Uuid::nil()),
+            "some".parse().unwrap(),
             kind,
-            base_url: None,
-            deadlines: Deadlines::default(),
-            client_gone: ClientGone::default(),
-            state: EntityState::Active,
-            created_at: UnixMillis(0),
-        };
+            None,
+            UnixMillis(0),
+        );
         let provider = Provider {
             upstream,
             model: Some(model.to_owned()),

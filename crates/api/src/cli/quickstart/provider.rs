@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use secrecy::SecretString;
 use sluice_domain::id::UpstreamId;
 use sluice_domain::route::check_route_model;
-use sluice_domain::tenant::EntityState;
+use sluice_domain::tenant::Name;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream};
+use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
 use sluice_upstream_pool::{ProbeError, ProbeReport};
 
 use super::QuickstartArgs;
@@ -109,9 +109,8 @@ impl Wanted {
         if self.listed.is_some() || self.kind == ProviderKind::Demo {
             return Ok(());
         }
-        let answer = prober()
-            .probe(&self.as_upstream()?, self.key.as_ref())
-            .await;
+        let upstream = self.upstream(self.name()?, UnixMillis::default());
+        let answer = prober().probe(&upstream, self.key.as_ref()).await;
         match answer {
             Ok(ProbeReport { models, .. }) => self.listed = Some(models),
             // Some servers have no list of models; who names the models knows what is there.
@@ -155,18 +154,18 @@ impl Wanted {
             .or_else(|| likely_chat_model(listed))
     }
 
-    fn as_upstream(&self) -> anyhow::Result<Upstream> {
-        Ok(Upstream {
-            id: UpstreamId::from_uuid(new_uuid()),
-            tenant_id: None,
-            name: self.name()?,
-            kind: self.kind,
-            base_url: self.base_url.clone(),
-            deadlines: Deadlines::default(),
-            client_gone: ClientGone::default(),
-            state: EntityState::Active,
-            created_at: UnixMillis::default(),
-        })
+    /// Makes the upstream. One whose URL was given may be at any address, also on this machine.
+    pub(super) fn upstream(&self, name: Name, now: UnixMillis) -> Upstream {
+        Upstream {
+            allow_private: self.kind == ProviderKind::Compatible,
+            ..Upstream::new(
+                UpstreamId::from_uuid(new_uuid()),
+                name,
+                self.kind,
+                self.base_url.clone(),
+                now,
+            )
+        }
     }
 }
 

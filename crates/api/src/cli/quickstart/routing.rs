@@ -6,15 +6,13 @@ use secrecy::{ExposeSecret as _, SecretString};
 use sluice_domain::id::UpstreamId;
 use sluice_domain::route::{Route, Target, check_route_model};
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream};
+use sluice_domain::upstream::{ProviderKind, Upstream};
 use sluice_storage::secret::{SealBinding, Vault};
-use sluice_storage::upstream::NewUpstream;
 use tokio::time::timeout;
 
 use super::provider::{Reason, Wanted, likely_chat_model};
 use crate::cli::admin::Admin;
 use crate::cli::{route, upstream};
-use crate::ids::new_uuid;
 use crate::terminal;
 
 /// The pattern of every model.
@@ -86,17 +84,9 @@ pub(super) async fn prepare(
     } else {
         let taken: Vec<_> = upstreams.iter().map(|u| u.name.as_str()).collect();
         let name = numbered(wanted.name()?.as_str(), &taken)?;
-        let new = NewUpstream {
-            id: UpstreamId::from_uuid(new_uuid()),
-            tenant_id: None,
-            name,
-            kind: wanted.kind,
-            base_url: wanted.base_url.clone(),
-            deadlines: Deadlines::default(),
-            client_gone: ClientGone::default(),
-            now: admin.now,
-        };
-        admin.storage.create_upstream(new).await?
+        let new = wanted.upstream(name, admin.now);
+        admin.storage.create_upstream(&new).await?;
+        new
     };
     if let Some(key) = wanted.key.as_ref().filter(|_| !has_key) {
         changes.extend(replace_key(admin, vault, &upstream, key).await?);
@@ -281,12 +271,7 @@ async fn lead(
     upstreams: &[Upstream],
     routes: &[Route],
 ) -> anyhow::Result<Option<String>> {
-    let target = Target {
-        tier: 0,
-        weight: 1,
-        upstream_id: upstream.id,
-        upstream_model: None,
-    };
+    let target = Target::new(upstream.id);
     let mut change = None;
     if let Some(route) = routes.iter().find(|route| route.model == pattern) {
         if route.targets.iter().all(|t| t.upstream_id == upstream.id) {

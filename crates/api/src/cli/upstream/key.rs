@@ -8,7 +8,6 @@ use sluice_domain::id::UpstreamKeyId;
 use sluice_domain::tenant::{EntityState, Name};
 use sluice_domain::upstream::{ProviderKind, Upstream, UpstreamKey};
 use sluice_storage::secret::{SealBinding, Vault};
-use sluice_storage::upstream::NewUpstreamKey;
 
 use crate::cli::admin::{Admin, known};
 use crate::cli::input::SecretSource;
@@ -82,16 +81,14 @@ pub(in crate::cli) async fn add(
     let sealed = vault
         .seal(secret, &SealBinding::of(upstream, id))
         .context("the key cannot be sealed")?;
-    let new = NewUpstreamKey {
-        id,
-        upstream_id: upstream.id,
-        name,
+    let key = UpstreamKey {
         weight,
-        sealed,
-        now: admin.now,
+        ..UpstreamKey::new(id, upstream.id, name, admin.now)
     };
-    let made = admin.storage.add_upstream_key(new).await?;
-    made.with_context(|| format!("upstream `{}` was deleted meanwhile", upstream.name))
+    if !admin.storage.add_upstream_key(&key, &sealed).await? {
+        bail!("upstream `{}` was deleted meanwhile", upstream.name);
+    }
+    Ok(key)
 }
 
 async fn add_and_tell(
