@@ -4,6 +4,7 @@
 use std::num::NonZeroU32;
 use std::time::Duration;
 
+use crate::id::{UpstreamId, UpstreamKeyId};
 use crate::words;
 
 /// How often a request is tried before its first event.
@@ -91,3 +92,112 @@ words!(TargetUse, "any, context_length", {
     TargetUse::Any => "any",
     TargetUse::ContextLength => "context_length",
 });
+
+/// Why a target or an upstream key was not tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SkipReason {
+    /// It rests after a limit signal of the provider.
+    Cooldown,
+    /// Its breaker is open, or another request probes it.
+    BreakerOpen,
+    /// The provider refused its credential or wants to be paid; an admin has to act.
+    Quarantined,
+    /// It would be asked more than its own limits allow.
+    AtLimit,
+    /// It accepts less than it is asked, so that it is asked less.
+    Throttled,
+}
+
+words!(
+    SkipReason,
+    "cooldown, breaker_open, quarantined, at_limit, throttled",
+    {
+        SkipReason::Cooldown => "cooldown",
+        SkipReason::BreakerOpen => "breaker_open",
+        SkipReason::Quarantined => "quarantined",
+        SkipReason::AtLimit => "at_limit",
+        SkipReason::Throttled => "throttled",
+    }
+);
+
+/// A target, or one key of it, that a request passed over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SkippedTarget {
+    /// The upstream.
+    pub upstream_id: UpstreamId,
+    /// The key; `None` when the whole upstream was passed over.
+    pub upstream_key_id: Option<UpstreamKeyId>,
+    /// Why.
+    pub reason: SkipReason,
+}
+
+/// What a request passed over: the first of them, each once, and how many more there were.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SkippedTargets {
+    first: Vec<SkippedTarget>,
+    more: u32,
+}
+
+impl SkippedTargets {
+    /// So many are kept by name.
+    pub const MAX_NAMED: usize = 16;
+
+    /// Takes over what was kept elsewhere; what is beyond [`Self::MAX_NAMED`] is only counted.
+    pub fn from_parts(mut first: Vec<SkippedTarget>, more: u32) -> Self {
+        let beyond = first.len().saturating_sub(Self::MAX_NAMED);
+        first.truncate(Self::MAX_NAMED);
+        let more = more.saturating_add(u32::try_from(beyond).unwrap_or(u32::MAX));
+        Self { first, more }
+    }
+
+    /// Adds one, unless it is there for the same reason.
+    pub fn add(&mut self, skipped: SkippedTarget) {
+        if self.first.contains(&skipped) {
+            return;
+        }
+        if self.first.len() < Self::MAX_NAMED {
+            self.first.push(skipped);
+        } else {
+            self.more = self.more.saturating_add(1);
+        }
+    }
+
+    /// Returns those that are kept by name, in order.
+    pub fn named(&self) -> &[SkippedTarget] {
+        &self.first
+    }
+
+    /// Returns how many there were beyond those with a name.
+    pub const fn more(&self) -> u32 {
+        self.more
+    }
+
+    /// Returns whether nothing was passed over.
+    pub fn is_empty(&self) -> bool {
+        self.first.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_skipped_is_named_once_and_up_to_a_bound() {
+        let mut skipped = SkippedTargets::default();
+        let upstream_id = UpstreamId::from_uuid(uuid::Uuid::from_u128(1));
+        let of = |n: u128| SkippedTarget {
+            upstream_id,
+            upstream_key_id: Some(UpstreamKeyId::from_uuid(uuid::Uuid::from_u128(n))),
+            reason: SkipReason::Cooldown,
+        };
+        for n in 0..20 {
+            skipped.add(of(n));
+            skipped.add(of(n.min(3)));
+        }
+        assert_eq!(skipped.named().len(), SkippedTargets::MAX_NAMED);
+        assert_eq!((skipped.named()[15], skipped.more()), (of(15), 4));
+        let kept = SkippedTargets::from_parts((0..20).map(of).collect(), 1);
+        assert_eq!((kept.named(), kept.more()), (skipped.named(), 5));
+    }
+}
