@@ -11,7 +11,7 @@ use sluice_domain::ports::{Clock, StoreError};
 use sluice_storage::Storage;
 use sluice_storage::route::Routing;
 use sluice_storage::secret::{SealBinding, Vault};
-use sluice_upstream_pool::{Dispatcher, RoutingInput, RoutingTable};
+use sluice_upstream_pool::{Dispatcher, HealthRegistry, RoutingInput, RoutingTable};
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
@@ -89,6 +89,8 @@ pub(crate) struct App {
     pub(crate) control_lane: Arc<Lane>,
     pub(crate) grants: Grants,
     pub(crate) routing: ArcSwap<RoutingTable>,
+    /// What is known of upstreams from the requests that they had; it outlives routing tables.
+    pub(crate) health: HealthRegistry,
     /// What `routing` was built from, with its secrets sealed.
     pub(crate) stored_routing: ArcSwap<Routing>,
     pub(crate) metrics: Arc<Metrics>,
@@ -112,7 +114,7 @@ impl App {
     pub(crate) async fn reload_routing(&self) -> Result<(), StoreError> {
         let stored = self.storage.load_routing().await?;
         self.routing
-            .store(Arc::new(build_routing(&stored, &self.vault)));
+            .store(Arc::new(build_routing(&stored, &self.vault, &self.health)));
         self.stored_routing.store(Arc::new(stored));
         tracing::info!("upstreams and routes were read");
         Ok(())
@@ -134,7 +136,11 @@ impl App {
 }
 
 /// Puts upstreams, keys and routes into use. What cannot be used is reported and left out.
-pub(crate) fn build_routing(stored: &Routing, vault: &Vault) -> RoutingTable {
+pub(crate) fn build_routing(
+    stored: &Routing,
+    vault: &Vault,
+    health: &HealthRegistry,
+) -> RoutingTable {
     let mut keys = Vec::with_capacity(stored.keys.len());
     for (key, sealed) in &stored.keys {
         let Some(upstream) = stored.upstreams.iter().find(|u| u.id == key.upstream_id) else {
@@ -150,11 +156,14 @@ pub(crate) fn build_routing(stored: &Routing, vault: &Vault) -> RoutingTable {
             ),
         }
     }
-    let (table, problems) = RoutingTable::build(RoutingInput {
-        upstreams: stored.upstreams.clone(),
-        keys,
-        routes: stored.routes.clone(),
-    });
+    let (table, problems) = RoutingTable::build(
+        RoutingInput {
+            upstreams: stored.upstreams.clone(),
+            keys,
+            routes: stored.routes.clone(),
+        },
+        health,
+    );
     for problem in problems {
         tracing::warn!(problem = %problem, "a part of the routing is not used");
     }

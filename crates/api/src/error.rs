@@ -14,6 +14,7 @@ use serde::Serialize;
 use sluice_domain::id::RequestId;
 
 use crate::body::AnswerBody;
+use crate::relay::ATTEMPTS;
 
 /// Tells an SDK whether to repeat the call; it wins over the status.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -145,6 +146,8 @@ pub(crate) struct ErrorParts {
     pub(crate) message: Cow<'static, str>,
     pub(crate) param: Option<Cow<'static, str>>,
     pub(crate) retry: Retry,
+    /// How often upstreams were asked.
+    pub(crate) attempts: u32,
     pub(crate) cause: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -158,6 +161,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry: Retry::default(),
+            attempts: 0,
             cause: None,
         })
     }
@@ -171,6 +175,12 @@ impl ApiError {
     #[must_use]
     pub(crate) fn retry(mut self, retry: Retry) -> Self {
         self.0.retry = retry;
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn attempts(mut self, attempts: u32) -> Self {
+        self.0.attempts = attempts;
         self
     }
 
@@ -239,6 +249,9 @@ impl ApiError {
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::UNAUTHORIZED {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        if self.attempts > 0 {
+            headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
         }
         match self.retry {
             Retry::ByStatus => {}

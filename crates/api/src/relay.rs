@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use sluice_accounting::crash;
 use sluice_accounting::journal::AttemptStart;
 use sluice_domain::id::RequestId;
+use sluice_domain::quota::Payer;
 use sluice_domain::record::{Caller, OpenRequest};
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
@@ -44,6 +45,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Tells that the answer was limited to what the quota allows.
 pub(crate) const MAX_OUTPUT_TOKENS: HeaderName =
     HeaderName::from_static("x-sluice-max-output-tokens");
+/// Tells how often upstreams were asked.
+pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-sluice-attempts");
 /// Most of a `user-agent` that is recorded, in bytes.
 const MAX_USER_AGENT: usize = 200;
 
@@ -111,10 +114,13 @@ pub(crate) async fn relay(
 
     let side = Arc::<SideNotes>::default();
     let in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
+    let notes = Arc::clone(&side);
     let call = RelayCall {
         worker,
         request_id: context.request_id,
         max_output: admission.max_output(),
+        payer,
+        token_bound: admission.token_bound(),
         plan,
         endpoint,
         streams,
@@ -125,11 +131,19 @@ pub(crate) async fn relay(
         side,
     };
     let max_output = call.max_output;
-    let mut response = if streams {
-        stream::relay(call, in_flight).await?
+    let answer = if streams {
+        stream::relay(call, in_flight).await
     } else {
-        whole::relay(call, in_flight).await?
+        whole::relay(call, in_flight).await
     };
+    // A stream whose head left while its first event was waited for has none yet.
+    let attempts = notes.attempts();
+    let mut response = answer.map_err(|error| error.attempts(attempts))?;
+    if attempts > 0 {
+        response
+            .headers_mut()
+            .insert(ATTEMPTS, HeaderValue::from(attempts));
+    }
     if let Some(tokens) = max_output {
         response
             .headers_mut()
@@ -144,6 +158,9 @@ struct RelayCall {
     request_id: RequestId,
     /// Most tokens of each answer, where the quota allows no more.
     max_output: Option<i64>,
+    payer: Payer,
+    /// The bound of its tokens, for limits of upstreams.
+    token_bound: u64,
     plan: Arc<RoutePlan>,
     endpoint: Endpoint,
     streams: bool,
@@ -175,7 +192,7 @@ impl RelayCall {
             crash::point("attempt.begun");
             self.worker.lane.attempt(&AttemptStart {
                 request_id: self.request_id,
-                n: 0,
+                n: target.attempt,
                 upstream_id: target.upstream_id,
                 upstream_key_id: target.upstream_key_id,
                 upstream_model: Arc::clone(target.upstream_model),
@@ -199,12 +216,21 @@ impl RelayCall {
             streams: self.streams,
             model: &self.model,
             headers: &self.headers,
+            payer: &self.payer,
+            body: &self.body,
+            token_bound: self.token_bound,
             render: &render,
+            attempt_ended: &|record| self.side.attempt_ended(record),
             clock: &app.clock,
             max_event_bytes: app.config.relay.max_event_bytes,
             max_held_bytes: app.config.relay.max_answer_bytes,
         };
-        self.worker.dispatcher.dispatch(&self.plan, &call).await
+        let result = self.worker.dispatcher.dispatch(&self.plan, &call).await;
+        self.side.dispatched(match &result {
+            Ok(answer) => answer.attempts.len(),
+            Err(error) => error.attempts.len(),
+        });
+        result
     }
 }
 

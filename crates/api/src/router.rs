@@ -13,7 +13,7 @@ use tower_http::cors::{AllowOrigin, CorsLayer};
 use crate::app::Worker;
 use crate::config::AllowedOrigins;
 use crate::error::{ApiError, Code, RETRY_AFTER_MS, X_SHOULD_RETRY};
-use crate::relay::MAX_OUTPUT_TOKENS;
+use crate::relay::{ATTEMPTS, MAX_OUTPUT_TOKENS};
 use crate::{health, models};
 
 /// Prefixes of the inference paths: people paste base URLs with and without `/v1`, and some clients
@@ -127,6 +127,7 @@ pub(crate) fn cors(origins: &AllowedOrigins) -> Option<CorsLayer> {
         RETRY_AFTER_MS,
         X_SHOULD_RETRY,
         MAX_OUTPUT_TOKENS,
+        ATTEMPTS,
         HeaderName::from_static("x-ratelimit-limit-requests"),
         HeaderName::from_static("x-ratelimit-limit-tokens"),
         HeaderName::from_static("x-ratelimit-remaining-requests"),

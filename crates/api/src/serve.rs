@@ -22,7 +22,7 @@ use sluice_domain::key::KeyHasher;
 use sluice_domain::ports::LedgerStore;
 use sluice_storage::secret::Vault;
 use sluice_storage::{Backend, Storage, StorageOptions};
-use sluice_upstream_pool::{ClientOptions, Dispatcher};
+use sluice_upstream_pool::{ClientOptions, Dispatcher, HealthRegistry};
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -148,6 +148,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     grants.import(begun.grants);
     let keeper = file.map(|file| Keeper::new(file, config.snapshot.max_keys));
     let max_drains = config.relay.max_drains;
+    let health = HealthRegistry::new();
     let app = Arc::new(App {
         config,
         clock,
@@ -155,7 +156,8 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         control_lane: ledger.lane(),
         ledger,
         grants,
-        routing: ArcSwap::from_pointee(build_routing(&begun.routing, &vault)),
+        routing: ArcSwap::from_pointee(build_routing(&begun.routing, &vault, &health)),
+        health,
         stored_routing: ArcSwap::from_pointee(begun.routing),
         vault,
         metrics,

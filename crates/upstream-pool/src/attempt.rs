@@ -91,6 +91,8 @@ pub(crate) struct Attempt<'a> {
     call: &'a Call<'a>,
     started_at: UnixMillis,
     begun: Instant,
+    /// When the request is over, with all its attempts.
+    due: Instant,
     /// Set when the head has come.
     head: Option<(StatusCode, Instant)>,
 }
@@ -107,6 +109,7 @@ impl<'a> Attempt<'a> {
         lane: Lane<'a>,
         call: &'a Call<'a>,
         started_at: UnixMillis,
+        due: Instant,
     ) -> Self {
         Self {
             dispatcher,
@@ -114,6 +117,7 @@ impl<'a> Attempt<'a> {
             call,
             started_at,
             begun: Instant::now(),
+            due,
             head: None,
         }
     }
@@ -127,6 +131,11 @@ impl<'a> Attempt<'a> {
     pub(crate) fn elapsed_ms(&self) -> i64 {
         let until = self.head.map_or_else(Instant::now, |(_, at)| at);
         i64::try_from((until - self.begun).as_millis()).unwrap_or(i64::MAX)
+    }
+
+    /// Returns how much time is left.
+    fn left(&self) -> Duration {
+        self.due.saturating_duration_since(Instant::now())
     }
 
     pub(crate) async fn run(&mut self) -> Result<Outcome, Box<Failure>> {
@@ -144,8 +153,8 @@ impl<'a> Attempt<'a> {
         let request = self.request(address, body);
         let deadlines = &self.lane.upstream.deadlines;
         let patience = Patience {
-            connect: deadlines.connect,
-            head: deadlines.first_event.min(deadlines.total),
+            connect: deadlines.connect.min(self.left()),
+            head: deadlines.first_event.min(self.left()),
         };
         let Reply {
             status,
@@ -160,7 +169,7 @@ impl<'a> Attempt<'a> {
             .await
             .map_err(|error| Failure::new(error.class(), error.stage(), error.into_cause()))?;
         self.head = Some((status, Instant::now()));
-        let wire = Wire::new(first, lease, deadlines.idle, sent_at + deadlines.total);
+        let wire = Wire::new(first, lease, deadlines.idle, self.due);
         let answer = AnswerHead { status, headers };
         self.read_answer(answer, wire, sent_at).await
     }
@@ -245,8 +254,8 @@ impl<'a> Attempt<'a> {
         mut wire: Wire,
         sent_at: Instant,
     ) -> Result<Outcome, Box<Failure>> {
-        let deadlines = &self.lane.upstream.deadlines;
-        let due = sent_at + deadlines.first_event.min(deadlines.total);
+        let first_event = self.lane.upstream.deadlines.first_event;
+        let due = (sent_at + first_event).min(self.due);
         let mut scanner = FirstEventScanner::new(self.call.max_event_bytes);
         let first = loop {
             let Some(item) = wire.next_before(due).await else {

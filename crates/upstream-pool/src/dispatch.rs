@@ -1,4 +1,6 @@
-//! One request to one upstream.
+//! One request, tried until it is answered or nothing is left to try.
+
+mod tour;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,17 +9,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::ports::Clock;
+use sluice_domain::quota::Payer;
 use sluice_domain::record::AttemptRecord;
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
 use tokio::sync::OnceCell;
 
-use crate::attempt::{Attempt, Failure};
+use crate::attempt::Attempt;
 use crate::body::UpstreamBody;
 use crate::client::{Connections, PoolOptions};
-use crate::error::{Attempts, DispatchError, ErrorClass, SendStage};
-use crate::routing::{Lane, RoutePlan, TargetInfo};
+use crate::error::{Attempts, DispatchError};
+use crate::health::pass::UpstreamSlot;
+use crate::routing::{RoutePlan, TargetInfo};
+
+use self::tour::Tour;
 
 /// How a [`Dispatcher`] talks to upstreams.
 #[derive(Debug, Clone)]
@@ -51,8 +58,17 @@ pub struct Call<'a> {
     pub model: &'a Arc<str>,
     /// The client's headers; only a short allow-list of them is passed on.
     pub headers: &'a HeaderMap,
-    /// Renders the body for the target that was chosen; called once per attempt.
+    /// Who pays: sticky choices and the causes of failures are told apart by it.
+    pub payer: &'a Payer,
+    /// What the client sent, to tell requests apart that fail again and again.
+    pub body: &'a [u8],
+    /// The bound of its tokens, for limits of upstreams.
+    pub token_bound: u64,
+    /// Renders the body for the target that was chosen; called once per attempt, before anything
+    /// of it is sent.
     pub render: &'a (dyn Fn(&TargetInfo<'_>) -> Bytes + Send + Sync),
+    /// Called at the end of each attempt, so that attempts are known also when the client leaves.
+    pub attempt_ended: &'a (dyn Fn(&AttemptRecord) + Send + Sync),
     /// Tells when attempts begin.
     pub clock: &'a dyn Clock,
     /// The first event of a stream may be this long, in bytes.
@@ -98,6 +114,10 @@ pub struct UpstreamAnswer {
     pub provider_kind: ProviderKind,
     /// The attempts; the last one is the one that answered.
     pub attempts: Attempts,
+    /// What was passed over.
+    pub skipped: SkippedTargets,
+    /// What the answer holds of the limits of its upstream; to be kept until it has ended.
+    pub slot: Option<UpstreamSlot>,
 }
 
 impl UpstreamAnswer {
@@ -164,81 +184,64 @@ impl Dispatcher {
         &self.shared.connections
     }
 
-    /// Sends a request to the target whose turn it is.
+    /// Sends a request until it is answered, to the targets and keys whose turn it is.
     ///
-    /// A stream is returned once its first event is here, so that whatever fails before can still
-    /// be answered with a status of its own.
+    /// Nothing is repeated once an answer has begun: a stream is returned when its first event is
+    /// here, so that whatever fails before can be tried elsewhere, or be answered with a status of
+    /// its own.
     ///
     /// # Errors
     /// [`DispatchError`] with the class, the provider's own words where there are some, and the
-    /// attempts. Nothing of an answer was handed out then.
+    /// attempts: of several failures the one that says most to the client. Nothing of an answer was
+    /// handed out then.
     ///
     /// # Cancel safety
     /// Dropping the future closes the connection to the upstream at once; the upstream may have
-    /// been asked by then.
+    /// been asked by then. It counts as nothing in the health of the upstream.
     pub async fn dispatch(
         &self,
         plan: &RoutePlan,
         call: &Call<'_>,
     ) -> Result<UpstreamAnswer, Box<DispatchError>> {
-        let Some(lane) = plan.pick(call.model) else {
-            return Err(Box::new(DispatchError {
-                class: ErrorClass::NoTarget,
-                stage: SendStage::NotSent,
-                retry_after: None,
-                refusal: None,
-                attempts: Attempts::new(),
-                cause: None,
-            }));
-        };
-        let started_at = call.clock.now();
-        let mut attempt = Attempt::begin(self, lane, call, started_at);
-        let result = attempt.run().await;
-        let error = result.as_ref().err().map(|failure| failure.class.as_str());
-        let record = AttemptRecord {
-            upstream_id: lane.upstream.id,
-            upstream_key_id: lane.key.id,
-            upstream_model: Arc::clone(lane.model),
-            status: attempt.status().map(|status| status.as_u16()),
-            error: error.map(Cow::Borrowed),
-            started_at,
-            head_ms: attempt.elapsed_ms(),
-        };
-        finish(result, lane, Attempts::from_buf([record]))
-    }
-}
-
-/// Puts the outcome of the last attempt and the records of all together.
-fn finish(
-    result: Result<crate::attempt::Outcome, Box<Failure>>,
-    lane: Lane<'_>,
-    attempts: Attempts,
-) -> Result<UpstreamAnswer, Box<DispatchError>> {
-    match result {
-        Ok(outcome) => Ok(UpstreamAnswer {
-            status: outcome.status,
-            kind: outcome.kind,
-            body: outcome.body,
-            upstream_name: Arc::clone(&lane.upstream.name),
-            provider_kind: lane.upstream.kind,
-            attempts,
-        }),
-        Err(failure) => {
-            let Failure {
-                class,
-                stage,
-                retry_after,
-                refusal,
-                cause,
-            } = *failure;
-            Err(Box::new(DispatchError {
-                class,
-                stage,
-                retry_after,
-                refusal,
-                attempts,
-                cause,
-            }))
+        let mut tour = Tour::new(plan, call);
+        while let Some(step) = tour.next() {
+            if !step.pause.is_zero() {
+                tokio::time::sleep(step.pause).await;
+            }
+            let Some((lane, pass)) = tour.begin(&step) else {
+                continue;
+            };
+            let started_at = call.clock.now();
+            let mut attempt = Attempt::begin(self, lane, call, started_at, tour.due(&lane));
+            let result = attempt.run().await;
+            let error = result.as_ref().err().map(|failure| failure.class.as_str());
+            tour.record(AttemptRecord {
+                upstream_id: lane.upstream.id,
+                upstream_key_id: lane.key.id,
+                upstream_model: Arc::clone(lane.model),
+                status: attempt.status().map(|status| status.as_u16()),
+                error: error.map(Cow::Borrowed),
+                started_at,
+                head_ms: attempt.elapsed_ms(),
+            });
+            match result {
+                Ok(outcome) => {
+                    let slot = pass.succeed();
+                    let (attempts, skipped) = tour.into_notes();
+                    return Ok(UpstreamAnswer {
+                        status: outcome.status,
+                        kind: outcome.kind,
+                        body: outcome.body,
+                        slot,
+                        upstream_name: Arc::clone(&lane.upstream.name),
+                        provider_kind: lane.upstream.kind,
+                        attempts,
+                        skipped,
+                    });
+                }
+                Err(failure) => tour.failed(&step, pass, failure),
+            }
         }
+        Err(tour.into_error())
     }
 }

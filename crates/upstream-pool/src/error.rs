@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::record::AttemptRecord;
 use sluice_domain::words;
 use smallvec::SmallVec;
@@ -41,13 +42,15 @@ pub enum ErrorClass {
     Funds,
     /// The request itself is at fault: 400, 404, 413, 422, a content filter.
     CallerFault,
+    /// The request is too long for the model.
+    ContextLength,
     /// A defect or a missing piece of this machine.
     Internal,
 }
 
 words!(
     ErrorClass,
-    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, funds, caller_fault, internal",
+    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, funds, caller_fault, context_length, internal",
     {
         ErrorClass::NoTarget => "no_target",
         ErrorClass::Connect => "connect",
@@ -60,6 +63,7 @@ words!(
         ErrorClass::Auth => "auth",
         ErrorClass::Funds => "funds",
         ErrorClass::CallerFault => "caller_fault",
+        ErrorClass::ContextLength => "context_length",
         ErrorClass::Internal => "internal",
     }
 );
@@ -76,10 +80,29 @@ pub enum ErrorOrigin {
 }
 
 impl ErrorClass {
+    /// All classes, in the order of their numbers.
+    pub(crate) const ALL: [Self; Self::COUNT] = [
+        Self::NoTarget,
+        Self::Connect,
+        Self::Timeout,
+        Self::Reset,
+        Self::Cut,
+        Self::Protocol,
+        Self::Status,
+        Self::RateLimited,
+        Self::Auth,
+        Self::Funds,
+        Self::CallerFault,
+        Self::ContextLength,
+        Self::Internal,
+    ];
+    /// How many there are.
+    pub(crate) const COUNT: usize = 13;
+
     /// Returns on whose side the failure lies.
     pub const fn origin(self) -> ErrorOrigin {
         match self {
-            Self::CallerFault => ErrorOrigin::Downstream,
+            Self::CallerFault | Self::ContextLength => ErrorOrigin::Downstream,
             Self::NoTarget | Self::Internal => ErrorOrigin::Internal,
             Self::Connect
             | Self::Timeout
@@ -106,6 +129,7 @@ impl ErrorClass {
             Self::Auth => "the upstream refused this upstream key",
             Self::Funds => "the upstream account has no funds left",
             Self::CallerFault => "the upstream refused the request",
+            Self::ContextLength => "the request is too long for the model",
             Self::Internal => "the request could not be sent",
         }
     }
@@ -164,6 +188,8 @@ pub struct DispatchError {
     pub refusal: Option<Refusal>,
     /// The attempts; empty when there was nothing to try.
     pub attempts: Attempts,
+    /// What was passed over.
+    pub skipped: SkippedTargets,
     pub(crate) cause: Option<Cause>,
 }
 

@@ -79,9 +79,21 @@ pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>)
         // A model API explains itself in JSON; another page there means that the base URL leads
         // somewhere else, which is nothing that the caller could mend.
         404 | 405 if fault.is_none() => ErrorClass::Protocol,
+        400 | 413 | 422 if fault.is_some_and(says_too_long) => ErrorClass::ContextLength,
         400..=499 => ErrorClass::CallerFault,
         _ => ErrorClass::Status,
     }
+}
+
+/// Returns whether a refusal without a word for it says that the request is too long for the model.
+///
+/// # Source
+/// vLLM: "This model's maximum context length is 4096 tokens. However, you requested …"; Anthropic:
+/// "prompt is too long: 200251 tokens > 200000 maximum". Neither has a code for it.
+fn says_too_long(fault: &ProviderFault) -> bool {
+    fault.message.as_deref().is_some_and(|message| {
+        message.contains("maximum context length") || message.contains("prompt is too long")
+    })
 }
 
 /// Classifies an error object that came with status 200, and the status that it stands for.
@@ -109,7 +121,7 @@ pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorCla
     });
     let status = match class {
         ErrorClass::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-        ErrorClass::CallerFault => StatusCode::BAD_REQUEST,
+        ErrorClass::CallerFault | ErrorClass::ContextLength => StatusCode::BAD_REQUEST,
         ErrorClass::Auth => StatusCode::UNAUTHORIZED,
         ErrorClass::Funds => StatusCode::PAYMENT_REQUIRED,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -131,6 +143,7 @@ fn classify_words(fault: &ProviderFault) -> Option<ErrorClass> {
                 | "insufficient_balance" => ErrorClass::Funds,
                 "invalid_api_key" | "authentication_error" => ErrorClass::Auth,
                 "content_filter" | "content_policy_violation" => ErrorClass::CallerFault,
+                "context_length_exceeded" => ErrorClass::ContextLength,
                 _ => return None,
             })
         })
@@ -181,6 +194,21 @@ mod tests {
         assert_eq!(
             class(400, r#"{"error":{"code":"invalid_api_key"}}"#),
             ErrorClass::Auth
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_too_long_is_told_from_other_faults() {
+        for body in [
+            r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#,
+            r#"{"object":"error","message":"This model's maximum context length is 4096 tokens. However, …","type":"BadRequestError","code":400}"#,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 2 tokens > 1 maximum"}}"#,
+        ] {
+            assert_eq!(class(400, body), ErrorClass::ContextLength, "{body}");
+        }
+        assert_eq!(
+            class(500, r#"{"error":{"message":"maximum context length"}}"#),
+            ErrorClass::Status
         );
     }
 
@@ -247,7 +275,7 @@ mod tests {
             status(
                 r#"{"error":{"type":"invalid_request_error","code":"context_length_exceeded"}}"#
             ),
-            (400, ErrorClass::CallerFault)
+            (400, ErrorClass::ContextLength)
         );
         assert_eq!(
             status(r#"{"error":"overloaded"}"#),

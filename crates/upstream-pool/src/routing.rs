@@ -7,7 +7,9 @@ pub(crate) mod upstream;
 
 mod index;
 
-mod plan;
+pub(crate) mod plan;
+
+pub(crate) mod choice;
 
 mod wheel;
 
@@ -25,7 +27,9 @@ pub(crate) use self::plan::Lane;
 pub use self::plan::{RoutePlan, TargetInfo};
 
 use self::index::ScopeIndex;
+use self::plan::Member;
 use self::upstream::PreparedUpstream;
+use crate::health::registry::HealthRegistry;
 
 /// Everything a [`RoutingTable`] is built from, as it is stored.
 #[derive(Debug, Default)]
@@ -155,14 +159,17 @@ impl RoutingTable {
     ///
     /// A route that lost all its targets stays and is answered with a failure rather than with a
     /// route of a lower rank, which could lead to a provider that nobody chose for it.
-    pub fn build(input: RoutingInput) -> (Self, Vec<RoutingProblem>) {
+    ///
+    /// What `health` knows of upstreams and keys that are still the same goes on; what is gone is
+    /// forgotten.
+    pub fn build(input: RoutingInput, health: &HealthRegistry) -> (Self, Vec<RoutingProblem>) {
         let RoutingInput {
             upstreams,
             keys,
             mut routes,
         } = input;
         let mut problems = Vec::new();
-        let upstreams = prepare_upstreams(upstreams, keys, &mut problems);
+        let upstreams = prepare_upstreams(upstreams, keys, health, &mut problems);
 
         let mut table = Self::default();
         routes.retain(|route| route.state == EntityState::Active);
@@ -232,12 +239,13 @@ pub(crate) struct KnownUpstream {
     state: EntityState,
     tenant_id: Option<TenantId>,
     /// `None` when it cannot be used.
-    prepared: Option<Arc<PreparedUpstream>>,
+    member: Option<Arc<Member>>,
 }
 
 fn prepare_upstreams(
     upstreams: Vec<Upstream>,
     keys: Vec<(UpstreamKey, SecretString)>,
+    health: &HealthRegistry,
     problems: &mut Vec<RoutingProblem>,
 ) -> HashMap<UpstreamId, KnownUpstream> {
     let mut keys_of: HashMap<UpstreamId, Vec<(UpstreamKey, SecretString)>> = HashMap::new();
@@ -249,23 +257,26 @@ fn prepare_upstreams(
                 .push((key, secret));
         }
     }
-    upstreams
+    let known: HashMap<UpstreamId, KnownUpstream> = upstreams
         .into_iter()
         .map(|upstream| {
             let keys = keys_of.remove(&upstream.id).unwrap_or_default();
-            let prepared = (upstream.state == EntityState::Active)
+            let member = (upstream.state == EntityState::Active)
                 .then(|| PreparedUpstream::new(&upstream, &keys, problems))
                 .flatten()
-                .map(Arc::new);
+                .map(|prepared| Arc::new(Member::new(prepared, health.adopt(&upstream, &keys))));
             let known = KnownUpstream {
                 name: upstream.name.as_str().to_owned(),
                 state: upstream.state,
                 tenant_id: upstream.tenant_id,
-                prepared,
+                member,
             };
             (upstream.id, known)
         })
-        .collect()
+        .collect();
+    let is_used = |(id, known): (&UpstreamId, &KnownUpstream)| known.member.as_ref().map(|_| *id);
+    health.retain(&known.iter().filter_map(is_used).collect());
+    known
 }
 
 fn plan_route(
@@ -306,9 +317,9 @@ fn plan_route(
                 // An upstream that cannot be used was reported when it was prepared.
                 usable.extend(
                     known
-                        .prepared
+                        .member
                         .as_ref()
-                        .map(|upstream| (target, Arc::clone(upstream))),
+                        .map(|member| (target, Arc::clone(member))),
                 );
             }
         }

@@ -71,6 +71,11 @@ impl Admission {
         }
     }
 
+    /// Returns the bound of the tokens, for limits of upstreams.
+    pub(super) fn token_bound(&self) -> u64 {
+        u64::try_from(self.bound.total()).unwrap_or(0)
+    }
+
     /// Returns the limit of each answer that was set because the quota has room for no more.
     pub(super) fn max_output(&self) -> Option<i64> {
         self.max_output

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -17,7 +17,7 @@ use sluice_domain::upstream::ClientGone;
 use sluice_domain::usage::{Basis, Ending, Owed, Stage, TokenUsage, charge};
 use sluice_protocol::output::OutputText;
 use sluice_protocol::{answer, tokens};
-use sluice_upstream_pool::{Attempts, ErrorClass, TargetInfo};
+use sluice_upstream_pool::{Attempts, ErrorClass, TargetInfo, UpstreamSlot};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -27,21 +27,30 @@ use crate::server::CLIENT_LEFT;
 /// What is known of a request beside the future that carries it on.
 #[derive(Debug, Default)]
 pub(crate) struct SideNotes {
-    /// The attempt that has begun. It is noted before anything is sent, so that a request whose
-    /// client leaves in the meantime still has its attempt.
-    begun: Mutex<Option<AttemptRecord>>,
+    /// Noted as they begin and end, so that a request whose client leaves in the meantime still has
+    /// its attempts.
+    attempts: Mutex<AttemptNotes>,
+    /// How many attempts there were; 0 while the dispatch goes on.
+    dispatched_after: AtomicU32,
     /// Whether the answer is read on although the client has left.
     pub(crate) is_detached: AtomicBool,
     /// Whether the upstream of the attempt wants streams read to their end.
     drains: AtomicBool,
 }
 
+#[derive(Debug, Default)]
+struct AttemptNotes {
+    ended: Attempts,
+    /// The attempt that has begun and has no result yet.
+    begun: Option<AttemptRecord>,
+}
+
 impl SideNotes {
-    /// Notes the target of the attempt that begins now.
+    /// Notes the target of the attempt that begins now, before anything is sent.
     pub(crate) fn attempt_begins(&self, target: &TargetInfo<'_>, at: UnixMillis) {
         self.drains
             .store(target.client_gone == ClientGone::Drain, Ordering::Relaxed);
-        *self.begun.lock() = Some(AttemptRecord {
+        self.attempts.lock().begun = Some(AttemptRecord {
             upstream_id: target.upstream_id,
             upstream_key_id: target.upstream_key_id,
             upstream_model: Arc::clone(target.upstream_model),
@@ -52,18 +61,38 @@ impl SideNotes {
         });
     }
 
+    /// Notes the result of an attempt.
+    pub(crate) fn attempt_ended(&self, record: &AttemptRecord) {
+        let mut attempts = self.attempts.lock();
+        attempts.begun = None;
+        attempts.ended.push(record.clone());
+    }
+
+    /// Notes that an answer has begun, or that nothing is left to try.
+    pub(crate) fn dispatched(&self, attempts: usize) {
+        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+        self.dispatched_after.store(attempts, Ordering::Relaxed);
+    }
+
+    /// Returns how many attempts there were; 0 while the dispatch goes on.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.dispatched_after.load(Ordering::Relaxed)
+    }
+
     /// Returns whether a stream is read to its end although its client has left.
     pub(crate) fn drains(&self) -> bool {
         self.drains.load(Ordering::Relaxed)
     }
 
-    /// Returns the attempt as one that had no result.
-    fn unfinished(&self, now: UnixMillis, error: &'static str) -> Option<AttemptRecord> {
-        self.begun.lock().take().map(|begun| AttemptRecord {
+    /// Returns the attempts, the one that is under way as one that had no result.
+    fn unfinished(&self, now: UnixMillis, error: &'static str) -> Attempts {
+        let AttemptNotes { mut ended, begun } = std::mem::take(&mut *self.attempts.lock());
+        ended.extend(begun.map(|begun| AttemptRecord {
             error: Some(Cow::Borrowed(error)),
             head_ms: now.since(begun.started_at),
             ..begun
-        })
+        }));
+        ended
     }
 }
 
@@ -94,6 +123,8 @@ pub(crate) struct InFlight {
     duration_ms: Option<i64>,
     /// Every attempt that has a result.
     pub(crate) attempts: Attempts,
+    /// What the answer holds of the limits of its upstream.
+    pub(crate) slot: Option<UpstreamSlot>,
     /// What the provider reported.
     pub(crate) usage: Option<TokenUsage>,
     /// What was relayed.
@@ -120,6 +151,7 @@ impl InFlight {
             first_event_ms: None,
             duration_ms: None,
             attempts: Attempts::new(),
+            slot: None,
             usage: None,
             output: Output::None,
             is_drained: false,
@@ -186,8 +218,10 @@ impl InFlight {
         error_code: Option<&'static str>,
     ) -> Booked {
         if self.attempts.is_empty() {
-            self.attempts
-                .extend(self.side.unfinished(self.app.clock.now(), ending.as_str()));
+            self.attempts = self.side.unfinished(self.app.clock.now(), ending.as_str());
+        }
+        if let (Some(slot), Some(usage)) = (self.slot.take(), self.usage) {
+            slot.spent(usage.total().unsigned_abs());
         }
         let owed = charge(ending, self.stage);
         let reported = if ending == Ending::ClientLeft && self.is_complete() {

@@ -9,8 +9,11 @@ use sluice_upstream_pool::{DispatchError, ErrorClass};
 
 use crate::error::{ApiError, Code, ErrorParts, MAX_RETRY_AFTER, Retry};
 
-/// What a client is asked to wait when nothing can serve the model.
+/// What a client is asked to wait at most when nothing can serve the model: what is broken is probed
+/// meanwhile.
 const NO_UPSTREAM_PAUSE: Duration = Duration::from_secs(5);
+/// What it is asked to wait at least.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// What a client is asked to wait when the provider limits us and does not say for how long.
 const RATE_LIMIT_PAUSE: Duration = Duration::from_secs(1);
 
@@ -36,12 +39,12 @@ pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
         ErrorClass::Timeout => Code::UpstreamTimeout,
         ErrorClass::RateLimited => Code::RateLimitExceeded,
         ErrorClass::Auth | ErrorClass::Funds => Code::UpstreamAuthError,
-        ErrorClass::CallerFault => return caller_fault(error),
+        ErrorClass::CallerFault | ErrorClass::ContextLength => return caller_fault(error),
     };
     let answer = match code {
         Code::NoAvailableUpstream => {
             ApiError::new(code, "No upstream can serve this model at the moment. Try again shortly.")
-                .retry(Retry::After(NO_UPSTREAM_PAUSE))
+                .retry(Retry::After(no_upstream_pause(error.retry_after)))
         }
         Code::RateLimitExceeded => {
             let pause = error.retry_after.unwrap_or(RATE_LIMIT_PAUSE).min(MAX_RETRY_AFTER);
@@ -54,16 +57,25 @@ pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
             )
             .retry(Retry::After(pause))
         }
-        Code::UpstreamTimeout => ApiError::new(code, "The provider of this model did not answer in time."),
+        // What could be tried was tried; an SDK that tried again would only multiply it.
+        Code::UpstreamTimeout => {
+            ApiError::new(code, "The provider of this model did not answer in time.").retry(Retry::Never)
+        }
         Code::UpstreamAuthError => ApiError::new(
             code,
             "The provider of this model refuses the credential of this relay. This is not about your key; \
              the administrator has to act.",
         )
         .retry(Retry::Never),
-        _other => ApiError::new(code, format!("The provider of this model failed: {error}.")),
+        _other => ApiError::new(code, format!("The provider of this model failed: {error}."))
+            .retry(Retry::Never),
     };
     (answer.cause(error), code.as_str())
+}
+
+fn no_upstream_pause(wait: Option<Duration>) -> Duration {
+    wait.unwrap_or(NO_UPSTREAM_PAUSE)
+        .clamp(SHORTEST_PAUSE, NO_UPSTREAM_PAUSE)
 }
 
 /// The provider says that the request itself is at fault: its status, message and code pass.
@@ -94,6 +106,7 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         message: Cow::Owned(message),
         param: fault.param.map(Cow::Owned),
         retry: Retry::ByStatus,
+        attempts: 0,
         cause: Some(error.into()),
     });
     (answer, "upstream_refused")

@@ -70,6 +70,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
             crash::point("stream.head");
             in_flight.answered();
             in_flight.attempts = answer.attempts;
+            in_flight.slot = answer.slot;
             Source::Relaying(answer.body)
         }
         Ok(Err(mut error)) => {
@@ -160,6 +161,7 @@ impl EventStream {
                     if let Some(in_flight) = &mut self.in_flight {
                         in_flight.answered();
                         in_flight.attempts = answer.attempts;
+                        in_flight.slot = answer.slot;
                     }
                     self.source = Source::Relaying(answer.body);
                     Progress::Again

@@ -13,7 +13,9 @@ use sluice_accounting::crash;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
-use sluice_upstream_pool::{Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError};
+use sluice_upstream_pool::{
+    Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError, UpstreamSlot,
+};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::app::Worker;
@@ -36,7 +38,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
         match call.dispatch().await {
             Ok(answer) => {
                 crash::point("whole.head");
-                note_answer(&mut in_flight, answer.attempts, &answer.body);
+                note_answer(&mut in_flight, answer.attempts, answer.slot, &answer.body);
                 let body = answer.body.collect(call.max_answer_bytes()).await;
                 crash::point("whole.body");
                 let wants_base64 = call.outline.wants_base64;
@@ -74,7 +76,7 @@ pub(super) async fn finish(
     endpoint: Endpoint,
     max_bytes: usize,
 ) -> Result<Response<AnswerBody>, ApiError> {
-    note_answer(&mut in_flight, answer.attempts, &answer.body);
+    note_answer(&mut in_flight, answer.attempts, answer.slot, &answer.body);
     let body = answer.body.collect(max_bytes).await;
     let (booked, answer) = book(
         (answer.status, body),
@@ -87,8 +89,14 @@ pub(super) async fn finish(
     answer
 }
 
-fn note_answer(in_flight: &mut InFlight, attempts: Attempts, body: &UpstreamBody) {
+fn note_answer(
+    in_flight: &mut InFlight,
+    attempts: Attempts,
+    slot: Option<UpstreamSlot>,
+    body: &UpstreamBody,
+) {
     in_flight.attempts = attempts;
+    in_flight.slot = slot;
     if body.as_complete().is_some() {
         in_flight.answered_whole();
     } else {

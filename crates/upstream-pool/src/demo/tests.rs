@@ -1,7 +1,8 @@
 use std::sync::Arc;
 
-use sluice_domain::id::{UpstreamId, uuid_v7};
+use sluice_domain::id::{ProxyKeyId, TenantId, UpstreamId, UserId, uuid_v7};
 use sluice_domain::ports::Clock;
+use sluice_domain::quota::Payer;
 use sluice_domain::upstream::ProviderKind;
 use tokio::time::Instant;
 
@@ -22,6 +23,14 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         streams,
         model: &model,
         headers: &HeaderMap::new(),
+        payer: &Payer {
+            tenant_id: TenantId::from_uuid(uuid_v7(1, [2; 10])),
+            user_id: UserId::from_uuid(uuid_v7(1, [3; 10])),
+            key_id: ProxyKeyId::from_uuid(uuid_v7(1, [4; 10])),
+        },
+        body: b"",
+        token_bound: 0,
+        attempt_ended: &|_| {},
         render: &|_| Bytes::new(),
         clock: &Fixed,
         max_event_bytes: 1 << 20,
@@ -35,6 +44,7 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         kind: ProviderKind::Demo,
         upstream_model: &model,
         client_gone: sluice_domain::upstream::ClientGone::Cancel,
+        attempt: 0,
     };
     answer(&call, &target, body.to_string().as_bytes(), Fixed.now())
 }

@@ -1,11 +1,14 @@
 use std::collections::HashMap;
+use std::time::Duration;
 
 use proptest::prelude::*;
 use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
+use sluice_domain::pool::TargetUse;
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::time::UnixMillis;
 
+use super::choice::{Choice, Judge};
 use super::*;
 use crate::client::Origin;
 
@@ -13,11 +16,11 @@ fn uuid(n: u8) -> uuid::Uuid {
     uuid_v7(u64::from(n) + 1, [n; 10])
 }
 
-fn tenant(n: u8) -> TenantId {
+pub(super) fn tenant(n: u8) -> TenantId {
     TenantId::from_uuid(uuid(n))
 }
 
-fn upstream(n: u8) -> Upstream {
+pub(super) fn upstream(n: u8) -> Upstream {
     Upstream::new(
         UpstreamId::from_uuid(uuid(n)),
         format!("up-{n}").parse().unwrap(),
@@ -27,7 +30,7 @@ fn upstream(n: u8) -> Upstream {
     )
 }
 
-fn key(n: u8, upstream: u8, weight: u32) -> (UpstreamKey, SecretString) {
+pub(super) fn key(n: u8, upstream: u8, weight: u32) -> (UpstreamKey, SecretString) {
     let key = UpstreamKey {
         weight,
         ..UpstreamKey::new(
@@ -40,7 +43,7 @@ fn key(n: u8, upstream: u8, weight: u32) -> (UpstreamKey, SecretString) {
     (key, SecretString::from(format!("sk-secret-{n}")))
 }
 
-fn target(tier: u32, weight: u32, upstream: u8, model: Option<&str>) -> Target {
+pub(super) fn target(tier: u32, weight: u32, upstream: u8, model: Option<&str>) -> Target {
     Target {
         tier,
         weight,
@@ -49,7 +52,7 @@ fn target(tier: u32, weight: u32, upstream: u8, model: Option<&str>) -> Target {
     }
 }
 
-fn route(n: u8, tenant_id: Option<TenantId>, model: &str) -> Route {
+pub(super) fn route(n: u8, tenant_id: Option<TenantId>, model: &str) -> Route {
     Route {
         tenant_id,
         ..Route::new(
@@ -71,7 +74,7 @@ fn input(routes: Vec<Route>) -> RoutingInput {
 
 #[track_caller]
 fn build(input: RoutingInput) -> RoutingTable {
-    let (table, problems) = RoutingTable::build(input);
+    let (table, problems) = RoutingTable::build(input, &HealthRegistry::new());
     assert_eq!(problems, []);
     table
 }
@@ -80,6 +83,35 @@ fn found(table: &RoutingTable, tenant_id: TenantId, model: &str) -> Option<Route
     table
         .find_route(tenant_id, model)
         .map(|plan| plan.route_id())
+}
+
+/// Lets everything be asked.
+struct Anything;
+
+impl Judge for Anything {
+    fn may_ask(&mut self, _: &Member) -> bool {
+        true
+    }
+
+    fn may_use(&mut self, _: Choice, _: &Member) -> bool {
+        true
+    }
+
+    fn now(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+fn pick<'a>(plan: &'a RoutePlan, asked: &'a Arc<str>) -> Lane<'a> {
+    let tier = &plan.tiers(TargetUse::Any)[0];
+    let choice = tier.choose(plan.selection, 0, &mut Anything).unwrap();
+    let target = &tier.targets[choice.target];
+    Lane {
+        upstream: &target.member.prepared,
+        key: &target.member.prepared.keys[choice.key],
+        model: target.model(asked),
+        attempt: 0,
+    }
 }
 
 fn id(n: u8) -> RouteId {
@@ -134,7 +166,7 @@ fn the_requested_name_is_passed_on_where_no_other_is_set() {
     for (asked, sent) in [("x-1", "x-1"), ("alias", "real"), ("same", "same")] {
         let plan = table.find_route(tenant(1), asked).unwrap();
         let asked = Arc::from(asked);
-        assert_eq!(&**plan.pick(&asked).unwrap().info().upstream_model, sent);
+        assert_eq!(&**pick(&plan, &asked).info().upstream_model, sent);
         let targets: Vec<_> = plan.targets(&asked).map(|t| &**t.upstream_model).collect();
         assert_eq!(targets, [sent]);
     }
@@ -166,7 +198,7 @@ fn only_the_first_tier_is_picked_and_all_are_listed() {
     let plan = table.find_route(tenant(1), "m").unwrap();
     let asked = Arc::from("m");
     for _ in 0..10 {
-        assert_eq!(&**plan.pick(&asked).unwrap().info().upstream_model, "first");
+        assert_eq!(&**pick(&plan, &asked).info().upstream_model, "first");
     }
     let all: Vec<_> = plan.targets(&asked).map(|t| &**t.upstream_model).collect();
     assert_eq!(all, ["first", "second"]);
@@ -177,7 +209,7 @@ fn uris_hosts_and_credentials_are_prepared() {
     let table = build(input(vec![route(1, None, "m")]));
     let plan = table.find_route(tenant(1), "m").unwrap();
     let asked = Arc::from("m");
-    let lane = plan.pick(&asked).unwrap();
+    let lane = pick(&plan, &asked);
     let address = lane.upstream.address.as_ref().unwrap();
     assert_eq!(address.host, "api.example.com");
     assert_eq!(
@@ -211,19 +243,22 @@ fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
     wide.targets = (1..=8).map(|n| target(0, 1, n, None)).collect();
     let mut dead = route(2, Some(tenant(1)), "dead");
     dead.targets = vec![target(0, 1, 4, None)];
-    let (table, problems) = RoutingTable::build(RoutingInput {
-        upstreams: vec![
-            upstream(1),
-            off,
-            azure,
-            keyless,
-            bad_secret,
-            foreign,
-            nowhere,
-        ],
-        keys: vec![key(1, 1, 1), bad_key, key(6, 6, 1)],
-        routes: vec![wide, dead, route(3, None, "dead"), route(4, None, "m")],
-    });
+    let (table, problems) = RoutingTable::build(
+        RoutingInput {
+            upstreams: vec![
+                upstream(1),
+                off,
+                azure,
+                keyless,
+                bad_secret,
+                foreign,
+                nowhere,
+            ],
+            keys: vec![key(1, 1, 1), bad_key, key(6, 6, 1)],
+            routes: vec![wide, dead, route(3, None, "dead"), route(4, None, "m")],
+        },
+        &HealthRegistry::new(),
+    );
 
     let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
     for part in [
@@ -273,16 +308,19 @@ fn a_compatible_server_may_have_no_key_but_not_only_disabled_ones() {
     let table = build(keyless);
     let plan = table.find_route(tenant(1), "m").unwrap();
     let asked = Arc::from("m");
-    let headers = plan.pick(&asked).unwrap().key.headers.for_document();
+    let headers = pick(&plan, &asked).key.headers.for_document();
     assert!(headers.contains_key("host") && !headers.contains_key("authorization"));
 
     let mut disabled = key(1, 1, 1);
     disabled.0.state = EntityState::Disabled;
-    let (_, problems) = RoutingTable::build(RoutingInput {
-        upstreams: vec![open],
-        keys: vec![disabled],
-        routes,
-    });
+    let (_, problems) = RoutingTable::build(
+        RoutingInput {
+            upstreams: vec![open],
+            keys: vec![disabled],
+            routes,
+        },
+        &HealthRegistry::new(),
+    );
     assert!(
         matches!(problems[0], RoutingProblem::NoUsableKey { .. }),
         "{problems:?}"
@@ -293,7 +331,7 @@ fn shares(plan: &RoutePlan, picks: usize) -> HashMap<(String, UpstreamKeyId), us
     let asked = Arc::from("m");
     let mut counts = HashMap::new();
     for _ in 0..picks {
-        let lane = plan.pick(&asked).unwrap();
+        let lane = pick(plan, &asked);
         *counts
             .entry((lane.model.to_string(), lane.key.id.unwrap()))
             .or_default() += 1;

@@ -2,20 +2,37 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// The golden section as a fraction of 2^64.
+const GOLDEN: u64 = 0x9E37_79B9_7F4A_7C15;
+
 /// Where a wheel stands; shared by all threads.
 #[derive(Debug)]
-pub(crate) struct Cursor(AtomicU64);
+pub(crate) struct Cursor {
+    turn: AtomicU64,
+    /// Counts the choices among what is left when most entries are out. Were they to take turns of
+    /// their own, the entries that those turns belong to would lose them.
+    spare: AtomicU64,
+}
 
 impl Cursor {
     /// Begins somewhere that depends on `seed`, so that many quiet routes do not all begin with
     /// the first entry.
     pub(crate) fn starting_at(seed: u64) -> Self {
-        // The upper half stays free: the counter never wraps in practice.
-        Self(AtomicU64::new(seed >> 32))
+        Self {
+            // The upper half stays free: the counter never wraps in practice.
+            turn: AtomicU64::new(seed >> 32),
+            spare: AtomicU64::new(seed),
+        }
     }
 
-    fn next(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::Relaxed)
+    /// Returns the number of the next turn.
+    pub(crate) fn next(&self) -> u64 {
+        self.turn.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Returns a fraction of 2^64; consecutive ones are spread evenly.
+    pub(crate) fn next_fraction(&self) -> u64 {
+        self.spare.fetch_add(GOLDEN, Ordering::Relaxed)
     }
 }
 
@@ -56,23 +73,41 @@ impl Wheel {
         })
     }
 
-    /// Returns the index of the next entry and moves the cursor on.
-    pub(crate) fn next(&self, cursor: &Cursor) -> usize {
-        if self.total == 1 {
-            0
-        } else {
-            self.at(cursor.next())
-        }
-    }
-
     /// Returns the index of the entry whose turn has this number.
-    fn at(&self, turn: u64) -> usize {
+    pub(crate) fn at(&self, turn: u64) -> usize {
+        if self.total == 1 {
+            return 0;
+        }
         let position = multiply_modulo(turn % self.total, self.step, self.total);
         if self.ends.is_empty() {
             // The number of entries is a `usize`, and the position is below it.
             usize::try_from(position).unwrap_or(0)
         } else {
             self.ends.partition_point(|&end| end <= position)
+        }
+    }
+
+    /// Chooses one of `entries` by its weight and a fraction of 2^64; `None` when there are none.
+    pub(crate) fn among(&self, entries: &[usize], fraction: u64) -> Option<usize> {
+        let total: u64 = entries.iter().map(|&entry| self.weight(entry)).sum();
+        let scaled = (u128::from(total) * u128::from(fraction)) >> 64;
+        let mut position = u64::try_from(scaled).unwrap_or(0);
+        for &entry in entries {
+            let weight = self.weight(entry);
+            if position < weight {
+                return Some(entry);
+            }
+            position -= weight;
+        }
+        None
+    }
+
+    /// Returns the weight of an entry, divided by what all weights have in common.
+    pub(crate) fn weight(&self, entry: usize) -> u64 {
+        let before = entry.checked_sub(1).and_then(|n| self.ends.get(n));
+        match self.ends.get(entry) {
+            Some(end) => end - before.unwrap_or(&0),
+            None => 1,
         }
     }
 }
@@ -93,13 +128,11 @@ fn multiply_modulo(a: u64, b: u64, modulus: u64) -> u64 {
 /// smaller the largest of them, the better. Rounding to a neighbor can bring a large one in, so a
 /// few neighbors are compared.
 fn golden_step(total: u64) -> u64 {
-    /// The golden section as a fraction of 2^64.
-    const GOLDEN: u128 = 0x9E37_79B9_7F4A_7C15;
     /// Good enough to stop looking.
     const FINE: u64 = 3;
     /// How far from the golden section is looked; beyond it the first that fits is taken.
     const NEIGHBORHOOD: u64 = 256;
-    let ideal = u64::try_from((u128::from(total) * GOLDEN) >> 64).unwrap_or(1);
+    let ideal = u64::try_from((u128::from(total) * u128::from(GOLDEN)) >> 64).unwrap_or(1);
     let mut best = (u64::MAX, 1);
     for distance in 0..=total {
         for step in [
@@ -191,7 +224,7 @@ mod tests {
         let cursor = Cursor::starting_at(u64::MAX);
         let mut counts = [0_u32; 3];
         for _ in 0..1_000 {
-            counts[wheel.next(&cursor)] += 1;
+            counts[wheel.at(cursor.next())] += 1;
         }
         assert!(
             counts[0].abs_diff(counts[1]) < 20 && counts[2] <= 1,

@@ -22,7 +22,7 @@ async fn a_connection_is_used_again_after_a_document() {
 
 #[tokio::test]
 async fn a_connection_is_used_again_after_a_refusal() {
-    let server = Server::start(vec![json("429 Too Many Requests", "{}")]).await;
+    let server = Server::start(vec![json("400 Bad Request", r#"{"error":{}}"#)]).await;
     let relay = Relay::to(&server);
     for _ in 0..5 {
         relay.ask().await.unwrap_err();

@@ -7,20 +7,30 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use secrecy::SecretString;
-use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
+use sluice_domain::id::{
+    ProxyKeyId, RouteId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
+};
 use sluice_domain::ports::Clock;
+use sluice_domain::quota::Payer;
 use sluice_domain::route::{Endpoint, Route, Target};
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_upstream_pool::{
-    Call, ClientOptions, DispatchError, Dispatcher, RoutePlan, RoutingInput, RoutingTable,
-    UpstreamAnswer,
+    Call, ClientOptions, DispatchError, Dispatcher, HealthRegistry, RoutePlan, RoutingInput,
+    RoutingTable, UpstreamAnswer,
 };
+use uuid::Uuid;
 
 use crate::server::{SOON, Server};
 
 pub(crate) const SECRET: &str = "sk-upstream-canary";
+
+pub(crate) const PAYER: Payer = Payer {
+    tenant_id: TenantId::from_uuid(Uuid::from_u128(1)),
+    user_id: UserId::from_uuid(Uuid::from_u128(2)),
+    key_id: ProxyKeyId::from_uuid(Uuid::from_u128(3)),
+};
 
 pub(crate) struct FixedClock;
 
@@ -66,11 +76,14 @@ pub(crate) fn plan(upstream: Upstream) -> Arc<RoutePlan> {
         vec![target],
         UnixMillis(0),
     );
-    let (table, problems) = RoutingTable::build(RoutingInput {
-        upstreams: vec![upstream],
-        keys: vec![(key, SecretString::from(SECRET))],
-        routes: vec![route],
-    });
+    let (table, problems) = RoutingTable::build(
+        RoutingInput {
+            upstreams: vec![upstream],
+            keys: vec![(key, SecretString::from(SECRET))],
+            routes: vec![route],
+        },
+        &HealthRegistry::new(),
+    );
     assert_eq!(problems, []);
     table
         .find_route(TenantId::from_uuid(uuid_v7(1, [4; 10])), "alias")
@@ -134,6 +147,10 @@ impl Relay {
             streams,
             model: &model,
             headers: &self.headers,
+            payer: &PAYER,
+            body: b"{}",
+            token_bound: 100,
+            attempt_ended: &|_| {},
             render: &|target| Bytes::from(format!("{{\"model\":\"{}\"}}", target.upstream_model)),
             clock: &FixedClock,
             max_event_bytes: self.max_event_bytes,

@@ -1,0 +1,562 @@
+//! The way of one request through keys, targets and tiers.
+
+use std::time::Duration;
+
+use sluice_domain::id::UpstreamId;
+use sluice_domain::pool::{Selection, SkipReason, SkippedTarget, SkippedTargets, TargetUse};
+use sluice_domain::record::AttemptRecord;
+use smallvec::SmallVec;
+use tokio::time::Instant;
+
+use super::Call;
+use crate::attempt::Failure;
+use crate::error::{Attempts, DispatchError, ErrorClass, SendStage};
+use crate::health::pass::{Blame, FailedAttempt, Pass, Refused};
+use crate::health::shared::Shared;
+use crate::health::{Approach, Asking, Obstacle};
+use crate::routing::choice::{Choice, Draw, Judge, Tier, mix};
+use crate::routing::plan::{Lane, Member, PlannedTarget, RoutePlan};
+
+/// Most attempts of one request, wherever they go.
+const MAX_ATTEMPTS: usize = 16;
+/// The pause before a repetition is random, at first up to this; each further one doubles that.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// What one request has tried, and what comes next.
+///
+/// The order is: another key of the same target, another target of the tier, the same again after a
+/// pause, the next tier; at last, where only breakers stand in the way, whoever is the least bad.
+pub(super) struct Tour<'a> {
+    plan: &'a RoutePlan,
+    call: &'a Call<'a>,
+    asking: Asking<'a>,
+    /// A number that is the same for all requests of whoever asks.
+    asker: u64,
+    begun: Instant,
+    now: Duration,
+    uses: TargetUse,
+    visits: SmallVec<[Visit; 2]>,
+    tried: SmallVec<[Tried; 2]>,
+    /// Which lanes may be chosen now.
+    wanted: Wanted,
+    /// Where another key may do better.
+    stay: Option<(usize, usize)>,
+    /// Whether the upstream may have done the work of an attempt that was not answered.
+    is_unanswered: bool,
+    is_over: bool,
+    attempts: Attempts,
+    skipped: SkippedTargets,
+    obstacles: Obstacles,
+    best: Option<Box<Failure>>,
+}
+
+/// What a request has to do with one upstream.
+#[derive(Debug)]
+struct Visit {
+    upstream_id: UpstreamId,
+    attempts: u32,
+    /// Whether it failed, so that asking it again is a repetition.
+    has_failed: bool,
+    /// Whether no other key is worth a try because no connection came about.
+    is_unreachable: bool,
+    /// Whether it is not asked again.
+    is_closed: bool,
+}
+
+/// A lane that was tried.
+#[derive(Debug)]
+struct Tried {
+    tier: usize,
+    upstream_id: UpstreamId,
+    choice: Choice,
+    uses: TargetUse,
+    /// Whether trying it again may help.
+    may_repeat: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    New,
+    Tried,
+}
+
+/// What stood in the way of lanes that were not tried.
+#[derive(Debug, Default)]
+struct Obstacles {
+    /// The shortest rest or wait for a place.
+    rest: Option<Duration>,
+    /// The shortest wait for a breaker, or whatever else passes by itself.
+    trouble: Option<Duration>,
+    is_quarantined: bool,
+}
+
+/// The next attempt.
+pub(super) struct Step<'a> {
+    tier: usize,
+    choice: Choice,
+    target: &'a PlannedTarget,
+    approach: Approach,
+    /// How long to wait before it.
+    pub(super) pause: Duration,
+}
+
+impl<'a> Tour<'a> {
+    pub(super) fn new(plan: &'a RoutePlan, call: &'a Call<'a>) -> Self {
+        let asker = match plan.selection {
+            Selection::Weighted | Selection::LeastLatency => 0,
+            Selection::StickyKey => fold(call.payer.key_id.as_uuid().as_u64_pair()),
+            Selection::StickyUser => fold(call.payer.user_id.as_uuid().as_u64_pair()),
+        };
+        Self {
+            plan,
+            call,
+            asking: Asking::new(call.payer.tenant_id, call.body, call.token_bound),
+            asker,
+            begun: Instant::now(),
+            now: Duration::ZERO,
+            uses: TargetUse::Any,
+            visits: SmallVec::new(),
+            tried: SmallVec::new(),
+            wanted: Wanted::New,
+            stay: None,
+            is_unanswered: false,
+            is_over: false,
+            attempts: Attempts::new(),
+            skipped: SkippedTargets::default(),
+            obstacles: Obstacles::default(),
+            best: None,
+        }
+    }
+
+    /// Returns what is to be tried next; `None` when nothing is left.
+    pub(super) fn next(&mut self) -> Option<Step<'a>> {
+        loop {
+            if self.is_over || self.attempts.len() >= MAX_ATTEMPTS {
+                return None;
+            }
+            let (tier, choice, is_forced) = self.find()?;
+            let target = self.tier(tier)?.targets.get(choice.target)?;
+            let member = &target.member;
+            let total = member.prepared.deadlines.total;
+            let visit = self.visit(member.prepared.id);
+            let (has_failed, attempts) = (visit.has_failed, visit.attempts);
+            let is_repeated = self.wanted == Wanted::Tried;
+            let approach = match attempts {
+                0 if is_forced => Approach::Forced,
+                0 => Approach::First,
+                _ => Approach::Again,
+            };
+            let luck = member.health.shared.luck();
+            let pause = if is_repeated {
+                pause(attempts, luck)
+            } else {
+                Duration::ZERO
+            };
+            if self.begun.elapsed() + pause >= total
+                || (has_failed && !member.health.withdraw(self.now))
+            {
+                self.visit(member.prepared.id).is_closed = true;
+                continue;
+            }
+            return Some(Step {
+                tier,
+                choice,
+                target,
+                approach,
+                pause,
+            });
+        }
+    }
+
+    /// Takes leave for the attempt; `None` when something has come in its way meanwhile.
+    pub(super) fn begin(&mut self, step: &Step<'a>) -> Option<(Lane<'a>, Pass)> {
+        let member = &step.target.member;
+        let upstream_id = member.prepared.id;
+        let health = member.keys.get(step.choice.key)?;
+        let key = member.prepared.keys.get(step.choice.key)?;
+        let pass = Pass::begin(&member.health, health, &self.asking, step.approach);
+        match pass {
+            Ok(pass) => {
+                self.visit(upstream_id).attempts += 1;
+                let lane = Lane {
+                    upstream: &member.prepared,
+                    key,
+                    model: step.target.model(self.call.model),
+                    attempt: u32::try_from(self.attempts.len()).unwrap_or(u32::MAX),
+                };
+                Some((lane, pass))
+            }
+            Err(Refused::Upstream(obstacle)) => {
+                self.visit(upstream_id).is_closed = true;
+                self.note(member, None, obstacle);
+                None
+            }
+            Err(Refused::Key(obstacle)) => {
+                self.note(member, Some(step.choice.key), obstacle);
+                self.remember(step, false);
+                None
+            }
+        }
+    }
+
+    /// Returns when everything is over, if the request ends at this upstream.
+    pub(super) fn due(&self, lane: &Lane<'_>) -> Instant {
+        self.begun + lane.upstream.deadlines.total
+    }
+
+    /// Notes an attempt that has ended.
+    pub(super) fn record(&mut self, record: AttemptRecord) {
+        (self.call.attempt_ended)(&record);
+        self.attempts.push(record);
+    }
+
+    /// Takes in a failure, and decides what it means for what comes next.
+    pub(super) fn failed(&mut self, step: &Step<'a>, pass: Pass, mut failure: Box<Failure>) {
+        let (class, stage) = (failure.class, failure.stage);
+        let failed = FailedAttempt {
+            class,
+            stage,
+            retry_after: failure.retry_after,
+        };
+        failure.retry_after = pass.fail(failed, &self.asking).or(failure.retry_after);
+        let blame = class.blame();
+        self.remember(
+            step,
+            blame == Blame::Upstream && class != ErrorClass::Timeout,
+        );
+        let visit = self.visit(step.target.member.prepared.id);
+        visit.has_failed |= blame == Blame::Upstream;
+        visit.is_unreachable |= class == ErrorClass::Connect;
+        // What was silent once would cost the same time again.
+        visit.is_closed |= class == ErrorClass::Timeout;
+        self.stay = (!visit.is_unreachable).then_some((step.tier, step.choice.target));
+        match class {
+            ErrorClass::ContextLength => {
+                self.stay = None;
+                self.is_over = self.uses == TargetUse::ContextLength
+                    || self.plan.tiers(TargetUse::ContextLength).is_empty();
+                self.uses = TargetUse::ContextLength;
+            }
+            ErrorClass::CallerFault | ErrorClass::Internal => self.is_over = true,
+            _ => {}
+        }
+        // A request that was sent and not answered may have been served and billed: one more is
+        // sent and no third.
+        let is_served_perhaps = blame == Blame::Upstream && stage != SendStage::NotSent;
+        self.is_over |= self.is_unanswered && is_served_perhaps;
+        self.is_unanswered |= is_served_perhaps
+            && matches!(
+                class,
+                ErrorClass::Timeout | ErrorClass::Reset | ErrorClass::Cut
+            );
+        self.keep(failure);
+    }
+
+    /// Keeps the failure that says most to the client.
+    fn keep(&mut self, failure: Box<Failure>) {
+        let Some(best) = &mut self.best else {
+            self.best = Some(failure);
+            return;
+        };
+        let (old, new) = (usefulness(best.class), usefulness(failure.class));
+        let is_shorter = failure.retry_after < best.retry_after;
+        let is_better = if best.class == ErrorClass::RateLimited {
+            new == old && is_shorter
+        } else {
+            new == old
+        };
+        if new > old || is_better {
+            *best = failure;
+        }
+    }
+
+    fn tier(&self, index: usize) -> Option<&'a Tier> {
+        self.plan.tiers(self.uses).get(index)
+    }
+
+    /// Finds the next lane. The last part tells whether breakers are to be passed.
+    fn find(&mut self) -> Option<(usize, Choice, bool)> {
+        let tiers = self.plan.tiers(self.uses);
+        let shared = shared(tiers)?;
+        self.now = shared.now();
+        self.wanted = Wanted::New;
+        if let Some((index, target)) = self.stay.take()
+            && let Some(tier) = tiers.get(index)
+        {
+            let draw = self.draw();
+            if let Some(choice) = tier.with_key(target, draw, self) {
+                return Some((index, choice, false));
+            }
+        }
+        for (index, tier) in tiers.iter().enumerate() {
+            self.wanted = Wanted::New;
+            if let Some(choice) = tier.choose(self.plan.selection, self.asker, self) {
+                return Some((index, choice, false));
+            }
+            self.wanted = Wanted::Tried;
+            if let Some(choice) = self.repeatable(index, tier) {
+                return Some((index, choice, false));
+            }
+        }
+        self.wanted = Wanted::New;
+        let last = tiers.len().checked_sub(1)?;
+        let choice = self.least_bad(tiers.get(last)?)?;
+        Some((last, choice, true))
+    }
+
+    fn draw(&self) -> Draw {
+        match self.plan.selection {
+            Selection::Weighted | Selection::LeastLatency => Draw::InTurn,
+            Selection::StickyKey | Selection::StickyUser => Draw::OfAsker(self.asker),
+        }
+    }
+
+    /// Finds the lane of a tier that is worth another try and was tried first.
+    fn repeatable(&mut self, index: usize, tier: &Tier) -> Option<Choice> {
+        let uses = self.uses;
+        let choices: SmallVec<[Choice; 2]> = self
+            .tried
+            .iter()
+            .filter(|tried| tried.tier == index && tried.uses == uses && tried.may_repeat)
+            .map(|tried| tried.choice)
+            .collect();
+        choices.into_iter().find(|choice| {
+            let member = tier
+                .targets
+                .get(choice.target)
+                .map(|target| &*target.member);
+            member.is_some_and(|member| self.may_ask(member) && self.may_use(*choice, member))
+        })
+    }
+
+    /// Finds the lane of the last tier where nothing but breakers stands in the way and whose time
+    /// comes first.
+    fn least_bad(&self, tier: &Tier) -> Option<Choice> {
+        let mut best: Option<(Duration, Choice)> = None;
+        for (target, planned) in tier.targets.iter().enumerate() {
+            let member = &planned.member;
+            let mut visits = self.visits.iter();
+            if visits.any(|visit| {
+                visit.upstream_id == member.prepared.id && (visit.attempts > 0 || visit.is_closed)
+            }) {
+                continue;
+            }
+            let Some(upstream) = breaker_wait(member.health.obstacle(&self.asking, self.now))
+            else {
+                continue;
+            };
+            for (key, health) in member.keys.iter().enumerate() {
+                let choice = Choice { target, key };
+                if self.tried.iter().any(|tried| tried.choice == choice) {
+                    continue;
+                }
+                let obstacle = health.obstacle(self.asking.tokens(), self.now);
+                let Some(wait) = breaker_wait(obstacle).map(|wait| wait.max(upstream)) else {
+                    continue;
+                };
+                if best.is_none_or(|(shortest, _)| wait < shortest) {
+                    best = Some((wait, choice));
+                }
+            }
+        }
+        best.map(|(_, choice)| choice)
+    }
+
+    fn visit(&mut self, upstream_id: UpstreamId) -> &mut Visit {
+        let known = self
+            .visits
+            .iter()
+            .position(|visit| visit.upstream_id == upstream_id);
+        let index = known.unwrap_or_else(|| {
+            self.visits.push(Visit {
+                upstream_id,
+                attempts: 0,
+                has_failed: false,
+                is_unreachable: false,
+                is_closed: false,
+            });
+            self.visits.len() - 1
+        });
+        &mut self.visits[index]
+    }
+
+    fn remember(&mut self, step: &Step<'_>, may_repeat: bool) {
+        let (tier, uses) = (step.tier, self.uses);
+        self.tried
+            .retain(|tried| (tried.tier, tried.choice, tried.uses) != (tier, step.choice, uses));
+        self.tried.push(Tried {
+            tier,
+            upstream_id: step.target.member.prepared.id,
+            choice: step.choice,
+            uses,
+            may_repeat,
+        });
+    }
+
+    fn note(&mut self, member: &Member, key: Option<usize>, obstacle: Obstacle) {
+        let wait = obstacle.wait;
+        let shorter = |known: Option<Duration>| {
+            let wait = wait.unwrap_or(Duration::MAX);
+            Some(known.map_or(wait, |known| known.min(wait)))
+        };
+        match obstacle.reason {
+            SkipReason::Cooldown | SkipReason::AtLimit => {
+                self.obstacles.rest = shorter(self.obstacles.rest);
+            }
+            SkipReason::Quarantined if wait.is_none() => self.obstacles.is_quarantined = true,
+            SkipReason::Quarantined | SkipReason::BreakerOpen | SkipReason::Throttled => {
+                self.obstacles.trouble = shorter(self.obstacles.trouble);
+            }
+        }
+        let key = key.and_then(|key| member.prepared.keys.get(key));
+        self.skipped.add(SkippedTarget {
+            upstream_id: member.prepared.id,
+            upstream_key_id: key.and_then(|key| key.id),
+            reason: obstacle.reason,
+        });
+    }
+
+    /// Returns the attempts and what was passed over, at the end of a request that was served.
+    pub(super) fn into_notes(self) -> (Attempts, SkippedTargets) {
+        (self.attempts, self.skipped)
+    }
+
+    /// Returns what the client is told: of all failures the one that says most, unless waiting for
+    /// what was passed over is better advice.
+    pub(super) fn into_error(self) -> Box<DispatchError> {
+        let Obstacles {
+            rest,
+            trouble,
+            is_quarantined,
+        } = self.obstacles;
+        let skipped = [
+            rest.map(|wait| (ErrorClass::RateLimited, Some(wait))),
+            trouble.map(|wait| (ErrorClass::NoTarget, Some(wait))),
+            is_quarantined.then_some((ErrorClass::Auth, None)),
+        ];
+        let skipped = skipped.into_iter().flatten().next();
+        let mut error = DispatchError {
+            class: ErrorClass::NoTarget,
+            stage: SendStage::NotSent,
+            retry_after: None,
+            refusal: None,
+            attempts: self.attempts,
+            skipped: self.skipped,
+            cause: None,
+        };
+        let is_failure_useful = |failure: &Failure| {
+            skipped.is_none_or(|(class, _)| usefulness(failure.class) >= usefulness(class))
+        };
+        if let Some(failure) = self.best.filter(|failure| is_failure_useful(failure)) {
+            let failure = *failure;
+            error.class = failure.class;
+            error.stage = failure.stage;
+            error.retry_after = failure.retry_after;
+            error.refusal = failure.refusal;
+            error.cause = failure.cause;
+            if failure.class == ErrorClass::RateLimited
+                && let Some(rest) = rest
+            {
+                let told = error.retry_after.unwrap_or(Duration::MAX);
+                error.retry_after = Some(told.min(rest));
+            }
+        } else if let Some((class, wait)) = skipped {
+            error.class = class;
+            error.retry_after = wait.filter(|wait| *wait < Duration::MAX);
+        }
+        Box::new(error)
+    }
+}
+
+impl Judge for Tour<'_> {
+    fn may_ask(&mut self, member: &Member) -> bool {
+        let id = member.prepared.id;
+        if let Some(visit) = self.visits.iter().find(|visit| visit.upstream_id == id)
+            && (visit.is_closed
+                || (visit.is_unreachable && self.wanted == Wanted::New)
+                || visit.attempts >= member.health.max_attempts())
+        {
+            return false;
+        }
+        let obstacle = member.health.obstacle(&self.asking, self.now);
+        if let Some(obstacle) = obstacle {
+            self.note(member, None, obstacle);
+        }
+        obstacle.is_none()
+    }
+
+    fn may_use(&mut self, choice: Choice, member: &Member) -> bool {
+        let uses = self.uses;
+        let is_tried = self.tried.iter().any(|tried| {
+            tried.choice == choice && tried.uses == uses && tried.upstream_id == member.prepared.id
+        });
+        if is_tried && self.wanted == Wanted::New {
+            return false;
+        }
+        let Some(key) = member.keys.get(choice.key) else {
+            return false;
+        };
+        let obstacle = key.obstacle(self.asking.tokens(), self.now);
+        if let Some(obstacle) = obstacle
+            && !is_tried
+        {
+            self.note(member, Some(choice.key), obstacle);
+        }
+        obstacle.is_none()
+    }
+
+    fn now(&self) -> Duration {
+        self.now
+    }
+}
+
+fn shared(tiers: &[Tier]) -> Option<&Shared> {
+    let target = tiers.first()?.targets.first()?;
+    Some(&target.member.health.shared)
+}
+
+/// Returns how long a breaker stays open, zero without an obstacle; `None` when something else
+/// stands in the way.
+fn breaker_wait(obstacle: Option<Obstacle>) -> Option<Duration> {
+    match obstacle {
+        None => Some(Duration::ZERO),
+        Some(obstacle) if obstacle.reason == SkipReason::BreakerOpen => {
+            Some(obstacle.wait.unwrap_or_default())
+        }
+        Some(_) => None,
+    }
+}
+
+/// Full jitter.
+fn pause(attempts: u32, luck: f64) -> Duration {
+    let doubled = 1_u32
+        .checked_shl(attempts.saturating_sub(1))
+        .unwrap_or(u32::MAX);
+    PAUSE
+        .saturating_mul(doubled)
+        .min(LONGEST_PAUSE)
+        .mul_f64(luck)
+}
+
+fn fold((high, low): (u64, u64)) -> u64 {
+    mix(high ^ mix(low))
+}
+
+/// How much the client can make of an answer of this class.
+const fn usefulness(class: ErrorClass) -> u8 {
+    match class {
+        // Only the client can mend it.
+        ErrorClass::CallerFault | ErrorClass::ContextLength => 9,
+        // Waiting helps, and how long is known.
+        ErrorClass::RateLimited => 8,
+        ErrorClass::Status => 7,
+        ErrorClass::Timeout => 6,
+        ErrorClass::Reset | ErrorClass::Cut | ErrorClass::Protocol => 5,
+        ErrorClass::Connect => 4,
+        ErrorClass::NoTarget => 3,
+        ErrorClass::Auth | ErrorClass::Funds => 2,
+        ErrorClass::Internal => 1,
+    }
+}
