@@ -89,6 +89,7 @@ CREATE TABLE upstreams (
     -- Whether it may be at an address that is not public.
     allow_private           INTEGER NOT NULL,
     state                   TEXT    NOT NULL,
+    enabled_at_ms           INTEGER NOT NULL,
     created_at_ms           INTEGER NOT NULL,
     CONSTRAINT upstreams_pk PRIMARY KEY (upstream_id),
     CONSTRAINT upstreams_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
@@ -120,6 +121,7 @@ CREATE TABLE upstream_keys (
     wrapped_key         BLOB    NOT NULL,
     master_key_id       TEXT    NOT NULL,
     state               TEXT    NOT NULL,
+    enabled_at_ms       INTEGER NOT NULL,
     created_at_ms       INTEGER NOT NULL,
     CONSTRAINT upstream_keys_pk PRIMARY KEY (upstream_key_id),
     CONSTRAINT upstream_keys_upstream_id_fk FOREIGN KEY (upstream_id) REFERENCES upstreams (upstream_id),

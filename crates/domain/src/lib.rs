@@ -29,6 +29,7 @@ pub mod usage;
 
 pub mod quota;
 
+pub mod address;
 pub mod bound;
 
 pub mod record;

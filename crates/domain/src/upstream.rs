@@ -1,9 +1,11 @@
 //! Upstreams: configured endpoints of providers and their credentials.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use crate::address::{ForbiddenAddress, check_address, check_host_name};
 use crate::id::{TenantId, UpstreamId, UpstreamKeyId};
 use crate::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use crate::tenant::{EntityState, Name};
@@ -85,6 +87,20 @@ impl BaseUrl {
     /// Returns `host[:port]` as it stands in the URL.
     pub fn authority(&self) -> &str {
         self.url.authority()
+    }
+
+    /// Checks where the host is, as far as the URL tells: the addresses behind a name are checked
+    /// when it is connected to.
+    ///
+    /// # Errors
+    /// [`ForbiddenAddress`] when the upstream may not be there.
+    pub fn check_host(&self, allow_private: bool) -> Result<(), ForbiddenAddress> {
+        match self.url.host() {
+            Some(url::Host::Ipv4(address)) => check_address(IpAddr::V4(address), allow_private),
+            Some(url::Host::Ipv6(address)) => check_address(IpAddr::V6(address), allow_private),
+            Some(url::Host::Domain(name)) => check_host_name(name, allow_private),
+            None => Ok(()),
+        }
     }
 
     /// Returns the scheme.
@@ -189,6 +205,8 @@ pub struct Upstream {
     pub allow_private: bool,
     /// Whether it is used.
     pub state: EntityState,
+    /// When it was last switched on: an admin wants it used then, whatever was held against it.
+    pub enabled_at: UnixMillis,
     /// When it was made.
     pub created_at: UnixMillis,
 }
@@ -216,8 +234,51 @@ impl Upstream {
             api_version: None,
             allow_private: false,
             state: EntityState::Active,
+            enabled_at: created_at,
             created_at,
         }
+    }
+}
+
+/// An upstream cannot be as it is described; the text names the setting.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidUpstream {
+    /// It is somewhere, and nobody said where.
+    #[error("url: an upstream of kind `{0}` needs one")]
+    NoUrl(ProviderKind),
+    /// It is built in.
+    #[error("url: an upstream of kind `{0}` is built in and has none")]
+    Url(ProviderKind),
+    /// Its interface has no versions to choose from.
+    #[error("api_version: only upstreams of kind `azure` have one, not `{0}`")]
+    ApiVersion(ProviderKind),
+    /// It may not be there.
+    #[error("url: {0}")]
+    Address(ForbiddenAddress),
+}
+
+impl Upstream {
+    /// Checks what its settings say about each other.
+    ///
+    /// # Errors
+    /// [`InvalidUpstream`], the first that is found.
+    pub fn check(&self) -> Result<(), InvalidUpstream> {
+        match &self.base_url {
+            None if self.kind != ProviderKind::Demo => {
+                return Err(InvalidUpstream::NoUrl(self.kind));
+            }
+            Some(_) if self.kind == ProviderKind::Demo => {
+                return Err(InvalidUpstream::Url(self.kind));
+            }
+            Some(url) => url
+                .check_host(self.allow_private)
+                .map_err(InvalidUpstream::Address)?,
+            None => {}
+        }
+        if self.api_version.is_some() && self.kind != ProviderKind::Azure {
+            return Err(InvalidUpstream::ApiVersion(self.kind));
+        }
+        Ok(())
     }
 }
 
@@ -288,6 +349,8 @@ pub struct UpstreamKey {
     pub limits: UpstreamLimits,
     /// Whether it is used.
     pub state: EntityState,
+    /// When it was last switched on: an admin wants it used then, whatever was held against it.
+    pub enabled_at: UnixMillis,
     /// When it was made.
     pub created_at: UnixMillis,
 }
@@ -307,6 +370,7 @@ impl UpstreamKey {
             weight: 1,
             limits: UpstreamLimits::default(),
             state: EntityState::Active,
+            enabled_at: created_at,
             created_at,
         }
     }
@@ -342,6 +406,116 @@ mod tests {
             "",
         ] {
             assert!(text.parse::<BaseUrl>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_judged_by_its_address_however_it_is_written() {
+        let url = |text: &str| text.parse::<BaseUrl>().unwrap();
+        for text in [
+            "http://127.0.0.1/v1",
+            "http://127.1/v1",
+            "http://2130706433/",
+            "http://0x7f000001/",
+            "http://0x7f.1",
+            "http://017700000001/",
+            "http://0177.0.0.1/",
+            "http://127.0.0.1./v1",
+            "http://%31%32%37.0.0.1/",
+            "http://１２７.０.０.１/",
+            "http://127。0。0。1/",
+            "http://①②⑦.⓪.⓪.①/",
+            "http://[::1]:8000/v1",
+            "http://[::ffff:127.0.0.1]/",
+            "http://[64:ff9b::7f00:1]/",
+            "http://[2002:7f00:1::]/",
+            "http://10.1.2.3/",
+            "http://192.168.0.1/",
+            "http://172.16.0.1/",
+            "http://100.64.0.1/",
+            "http://[fd00::1]/",
+            "http://localhost/v1",
+            "http://LOCALHOST:11434",
+            "http://localhost./",
+            "http://a.localhost/",
+        ] {
+            let refused = url(text).check_host(false);
+            assert!(
+                matches!(refused, Err(ForbiddenAddress::NotAllowed { .. })),
+                "{text}: {refused:?}"
+            );
+            assert_eq!(url(text).check_host(true), Ok(()), "{text}");
+        }
+        for text in [
+            "http://169.254.169.254/latest",
+            "http://2852039166/",
+            "http://0xa9fea9fe/",
+            "http://[::ffff:a9fe:a9fe]/",
+            "http://[fd00:ec2::254]/",
+            "http://metadata.google.internal/",
+            "http://0/",
+            "http://0.0.0.0:8000/v1",
+            "http://[::]/",
+            "http://224.0.0.1/",
+            "http://[fe80::1]/",
+        ] {
+            let refused = url(text).check_host(true);
+            assert!(
+                matches!(refused, Err(ForbiddenAddress::Never { .. })),
+                "{text}: {refused:?}"
+            );
+        }
+        for text in [
+            "https://api.openai.com/v1",
+            "https://8.8.8.8/",
+            "http://[2606:4700::1]/",
+        ] {
+            assert_eq!(url(text).check_host(false), Ok(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn settings_that_contradict_each_other_are_named() {
+        let upstream = |kind, url: Option<&str>| {
+            Upstream::new(
+                UpstreamId::from_uuid(uuid::Uuid::nil()),
+                "some".parse().unwrap(),
+                kind,
+                url.map(|url| url.parse().unwrap()),
+                UnixMillis(0),
+            )
+        };
+        let public = Some("https://api.example.com/v1");
+        let with_version = |kind| Upstream {
+            api_version: Some("2024-10-21".parse().unwrap()),
+            ..upstream(kind, public)
+        };
+        for (upstream, expected) in [
+            (upstream(ProviderKind::OpenAi, public), Ok(())),
+            (upstream(ProviderKind::Demo, None), Ok(())),
+            (with_version(ProviderKind::Azure), Ok(())),
+            (
+                upstream(ProviderKind::Azure, None),
+                Err("url: an upstream of kind `azure` needs one"),
+            ),
+            (
+                upstream(ProviderKind::Demo, public),
+                Err("url: an upstream of kind `demo` is built in and has none"),
+            ),
+            (
+                with_version(ProviderKind::OpenAi),
+                Err("api_version: only upstreams of kind `azure` have one, not `openai`"),
+            ),
+            (
+                upstream(ProviderKind::Compatible, Some("http://10.0.0.1")),
+                Err(
+                    "url: 10.0.0.1 is an address of a private network, and private addresses are \
+                     not allowed for this upstream",
+                ),
+            ),
+        ] {
+            let checked = upstream.check().map_err(|invalid| invalid.to_string());
+            assert_eq!(checked, expected.map_err(str::to_owned));
         }
     }
 

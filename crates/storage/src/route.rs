@@ -3,6 +3,7 @@
 use sluice_domain::id::{RouteId, TenantId, UpstreamId};
 use sluice_domain::ports::StoreError;
 use sluice_domain::route::{Route, Target};
+use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::{Upstream, UpstreamKey};
 use sqlx::FromRow;
@@ -22,7 +23,9 @@ statements! {
     // A route of a tenant may use its own upstreams and shared ones, a shared route only these.
     FIND_USABLE_UPSTREAM = "SELECT upstream_id FROM upstreams \
         WHERE upstream_id = $1 AND state <> 'deleted' AND (tenant_id IS NULL OR tenant_id = $2)";
-    DELETE_ROUTE = "UPDATE routes SET state = 'deleted' WHERE route_id = $1 AND state <> 'deleted'";
+    UPDATE_ROUTE = "UPDATE routes SET selection = $2 WHERE route_id = $1 AND state <> 'deleted'";
+    REMOVE_TARGETS = "DELETE FROM route_targets WHERE route_id = $1";
+    SET_ROUTE_STATE = "UPDATE routes SET state = $2 WHERE route_id = $1 AND state <> 'deleted'";
     LIST_ROUTES = "SELECT r.route_id, r.tenant_id, r.model, r.selection, r.state, r.created_at_ms, \
             t.tier, t.weight, t.upstream_id, t.upstream_model, t.serves \
         FROM routes r JOIN route_targets t ON t.route_id = r.route_id \
@@ -109,12 +112,26 @@ impl Storage {
         in_transaction!(self, create_route(new))
     }
 
-    /// Deletes a route: marks it, so that its model may be routed anew; `false` when there is none.
+    /// Replaces the targets and the selection of a route; `false` when there is no such route, and as
+    /// for [`create_route`](Self::create_route).
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
-    pub async fn delete_route(&self, id: RouteId) -> Result<bool, StoreError> {
-        in_transaction!(self, delete_route(id))
+    pub async fn update_route(&self, route: &Route) -> Result<bool, StoreError> {
+        in_transaction!(self, update_route(route))
+    }
+
+    /// Sets the state of a route; `false` when there is none or it was deleted. The model of a
+    /// deleted one may be routed anew.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn set_route_state(
+        &self,
+        id: RouteId,
+        state: EntityState,
+    ) -> Result<bool, StoreError> {
+        in_transaction!(self, set_route_state(id, state))
     }
 
     /// Lists all routes in the order of their ids; also those that are deleted.
@@ -139,18 +156,8 @@ impl Storage {
 
 on_both! {
     async fn create_route(&mut self, new: &Route) -> Result<bool, Failure> {
-        if new.targets.is_empty() {
+        if !self.can_lead(new).await? {
             return Ok(false);
-        }
-        for target in &new.targets {
-            let tenant = new.tenant_id.map(TenantId::as_uuid);
-            let usable: Option<Uuid> =
-                sql_scalar!(FIND_USABLE_UPSTREAM, target.upstream_id.as_uuid(), tenant)
-                    .fetch_optional(&mut *self.conn)
-                    .await?;
-            if usable.is_none() {
-                return Ok(false);
-            }
         }
         sql!(
             INSERT_ROUTE,
@@ -164,10 +171,46 @@ on_both! {
         .execute(&mut *self.conn)
         .await
         .map_err(|error| Failure::or_conflict(error, || format!("a route for `{}`", new.model)))?;
-        for (position, target) in (0_i64..).zip(&new.targets) {
+        self.insert_targets(new).await?;
+        self.publish(&[Change::Routing]).await?;
+        Ok(true)
+    }
+
+    async fn update_route(&mut self, route: &Route) -> Result<bool, Failure> {
+        if !self.can_lead(route).await? {
+            return Ok(false);
+        }
+        let done = sql!(UPDATE_ROUTE, route.id.as_uuid(), route.selection.as_str())
+            .execute(&mut *self.conn)
+            .await?;
+        if !self.publish_routing(done.rows_affected()).await? {
+            return Ok(false);
+        }
+        sql!(REMOVE_TARGETS, route.id.as_uuid()).execute(&mut *self.conn).await?;
+        self.insert_targets(route).await?;
+        Ok(true)
+    }
+
+    /// Returns whether there are targets, and all of them are upstreams that the route may use.
+    async fn can_lead(&mut self, route: &Route) -> Result<bool, Failure> {
+        for target in &route.targets {
+            let tenant = route.tenant_id.map(TenantId::as_uuid);
+            let usable: Option<Uuid> =
+                sql_scalar!(FIND_USABLE_UPSTREAM, target.upstream_id.as_uuid(), tenant)
+                    .fetch_optional(&mut *self.conn)
+                    .await?;
+            if usable.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(!route.targets.is_empty())
+    }
+
+    async fn insert_targets(&mut self, route: &Route) -> Result<(), Failure> {
+        for (position, target) in (0_i64..).zip(&route.targets) {
             sql!(
                 INSERT_TARGET,
-                new.id.as_uuid(),
+                route.id.as_uuid(),
                 position,
                 i64::from(target.tier),
                 i64::from(target.weight),
@@ -178,12 +221,12 @@ on_both! {
             .execute(&mut *self.conn)
             .await?;
         }
-        self.publish(&[Change::Routing]).await?;
-        Ok(true)
+        Ok(())
     }
 
-    async fn delete_route(&mut self, id: RouteId) -> Result<bool, Failure> {
-        let done = sql!(DELETE_ROUTE, id.as_uuid()).execute(&mut *self.conn).await?;
+    async fn set_route_state(&mut self, id: RouteId, state: EntityState) -> Result<bool, Failure> {
+        let done =
+            sql!(SET_ROUTE_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
         self.publish_routing(done.rows_affected()).await
     }
 

@@ -8,7 +8,7 @@ use sluice_domain::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use sluice_domain::ports::StoreError;
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{ApiVersion, Deadlines, Upstream, UpstreamKey};
+use sluice_domain::upstream::{ApiVersion, BaseUrl, Deadlines, Upstream, UpstreamKey};
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -21,34 +21,68 @@ statements! {
     INSERT_UPSTREAM = "INSERT INTO upstreams (upstream_id, tenant_id, name, kind, base_url, connect_ms, \
             first_event_ms, idle_ms, total_ms, client_gone, max_attempts, breaker_failures, \
             breaker_failure_percent, breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, \
-            api_version, allow_private, state, created_at_ms) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)";
+            api_version, allow_private, state, enabled_at_ms, created_at_ms) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, \
+            $22)";
+    // What is sealed and what routes rely on stays: kind and tenant.
+    UPDATE_UPSTREAM = "UPDATE upstreams SET name = $2, base_url = $3, connect_ms = $4, first_event_ms = $5, \
+            idle_ms = $6, total_ms = $7, client_gone = $8, max_attempts = $9, breaker_failures = $10, \
+            breaker_failure_percent = $11, breaker_open_ms = $12, requests_per_minute = $13, \
+            tokens_per_minute = $14, concurrency = $15, api_version = $16, allow_private = $17 \
+        WHERE upstream_id = $1 AND state <> 'deleted'";
+    FIND_BASE_URL = "SELECT base_url FROM upstreams WHERE upstream_id = $1 AND state <> 'deleted'";
+    HAS_UPSTREAM_KEYS = "SELECT upstream_key_id FROM upstream_keys \
+        WHERE upstream_id = $1 AND state <> 'deleted' LIMIT 1";
+    DELETE_UPSTREAM = "UPDATE upstreams SET state = 'deleted' \
+        WHERE upstream_id = $1 AND state <> 'deleted' AND NOT EXISTS ( \
+            SELECT 1 FROM route_targets t JOIN routes r ON r.route_id = t.route_id \
+            WHERE t.upstream_id = $1 AND r.state <> 'deleted')";
+    DELETE_UPSTREAM_KEYS = "UPDATE upstream_keys SET state = 'deleted' WHERE upstream_id = $1";
     LIST_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
             idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
             breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
-            allow_private, state, created_at_ms \
+            allow_private, state, enabled_at_ms, created_at_ms \
         FROM upstreams ORDER BY upstream_id";
-    SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2 WHERE upstream_id = $1 AND state <> 'deleted'";
+    SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2, \
+            enabled_at_ms = CASE WHEN $2 = 'active' THEN $3 ELSE enabled_at_ms END \
+        WHERE upstream_id = $1 AND state <> 'deleted'";
     INSERT_UPSTREAM_KEY = "INSERT INTO upstream_keys (upstream_key_id, upstream_id, name, weight, \
             requests_per_minute, tokens_per_minute, concurrency, sealed_secret, wrapped_key, \
-            master_key_id, state, created_at_ms) \
-        SELECT $1, upstream_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12 FROM upstreams \
+            master_key_id, state, enabled_at_ms, created_at_ms) \
+        SELECT $1, upstream_id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13 FROM upstreams \
         WHERE upstream_id = $2 AND state <> 'deleted'";
     LIST_UPSTREAM_KEYS = "SELECT upstream_key_id, upstream_id, name, weight, requests_per_minute, \
-            tokens_per_minute, concurrency, sealed_secret, wrapped_key, master_key_id, state, created_at_ms \
+            tokens_per_minute, concurrency, sealed_secret, wrapped_key, master_key_id, state, \
+            enabled_at_ms, created_at_ms \
         FROM upstream_keys WHERE upstream_id = $1 ORDER BY upstream_key_id";
-    SET_UPSTREAM_KEY_STATE = "UPDATE upstream_keys SET state = $2 \
+    UPDATE_UPSTREAM_KEY = "UPDATE upstream_keys SET weight = $2, requests_per_minute = $3, \
+            tokens_per_minute = $4, concurrency = $5 \
+        WHERE upstream_key_id = $1 AND state <> 'deleted'";
+    SET_UPSTREAM_KEY_STATE = "UPDATE upstream_keys SET state = $2, \
+            enabled_at_ms = CASE WHEN $2 = 'active' THEN $3 ELSE enabled_at_ms END \
         WHERE upstream_key_id = $1 AND state <> 'deleted'";
     ACTIVE_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
             idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
             breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
-            allow_private, state, created_at_ms \
+            allow_private, state, enabled_at_ms, created_at_ms \
         FROM upstreams WHERE state = 'active' ORDER BY upstream_id";
     ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.requests_per_minute, \
             k.tokens_per_minute, k.concurrency, k.sealed_secret, k.wrapped_key, k.master_key_id, k.state, \
-            k.created_at_ms \
+            k.enabled_at_ms, k.created_at_ms \
         FROM upstream_keys k JOIN upstreams u ON u.upstream_id = k.upstream_id \
         WHERE k.state = 'active' AND u.state = 'active' ORDER BY k.upstream_key_id";
+}
+
+/// What became of a change of an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UpstreamUpdate {
+    /// It is stored.
+    Done,
+    /// There is no such upstream.
+    Gone,
+    /// It was to be at another scheme, host or port, and it has keys, which are sealed for the one
+    /// that it has.
+    HasKeys,
 }
 
 #[derive(FromRow)]
@@ -73,6 +107,7 @@ struct UpstreamRow {
     api_version: Option<String>,
     allow_private: bool,
     state: String,
+    enabled_at_ms: i64,
     created_at_ms: i64,
 }
 
@@ -136,6 +171,7 @@ impl TryFrom<UpstreamRow> for Upstream {
                 .state
                 .parse()
                 .map_err(|_bad| corrupt("upstreams", "state", id))?,
+            enabled_at: UnixMillis(row.enabled_at_ms),
             created_at: UnixMillis(row.created_at_ms),
         })
     }
@@ -172,6 +208,7 @@ struct UpstreamKeyRow {
     wrapped_key: Vec<u8>,
     master_key_id: String,
     state: String,
+    enabled_at_ms: i64,
     created_at_ms: i64,
 }
 
@@ -197,6 +234,7 @@ impl UpstreamKeyRow {
                 .state
                 .parse()
                 .map_err(|_bad| corrupt("upstream_keys", "state", id))?,
+            enabled_at: UnixMillis(self.enabled_at_ms),
             created_at: UnixMillis(self.created_at_ms),
         };
         let sealed = SealedSecret {
@@ -225,6 +263,23 @@ impl Storage {
         in_transaction!(self, create_upstream(new))
     }
 
+    /// Stores what an upstream is now; its kind and its tenant stay as they are, and its state has a
+    /// method of its own.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when another upstream has the name.
+    pub async fn update_upstream(&self, upstream: &Upstream) -> Result<UpstreamUpdate, StoreError> {
+        in_transaction!(self, update_upstream(upstream))
+    }
+
+    /// Deletes an upstream with its keys; `false` when there is none, or when a route leads to it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn delete_upstream(&self, id: UpstreamId) -> Result<bool, StoreError> {
+        in_transaction!(self, delete_upstream(id))
+    }
+
     /// Lists all upstreams in the order of their ids; also those that are deleted.
     ///
     /// # Errors
@@ -233,7 +288,7 @@ impl Storage {
         reading!(self, list_upstreams())
     }
 
-    /// Sets the state of an upstream; `false` when there is none or it was deleted.
+    /// Switches an upstream on or off; `false` when there is none or it was deleted.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
@@ -241,8 +296,9 @@ impl Storage {
         &self,
         id: UpstreamId,
         state: EntityState,
+        now: UnixMillis,
     ) -> Result<bool, StoreError> {
-        in_transaction!(self, set_upstream_state(id, state))
+        in_transaction!(self, set_upstream_state(id, state, now))
     }
 
     /// Stores a new upstream key with its secret, which is bound to the id of the key; `false` when
@@ -270,6 +326,14 @@ impl Storage {
         reading!(self, list_upstream_keys(upstream_id))
     }
 
+    /// Stores weight and limits of an upstream key; `false` when there is none or it was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn update_upstream_key(&self, key: &UpstreamKey) -> Result<bool, StoreError> {
+        in_transaction!(self, update_upstream_key(key))
+    }
+
     /// Sets the state of an upstream key; `false` when there is none or it was deleted.
     ///
     /// # Errors
@@ -278,8 +342,9 @@ impl Storage {
         &self,
         id: UpstreamKeyId,
         state: EntityState,
+        now: UnixMillis,
     ) -> Result<bool, StoreError> {
-        in_transaction!(self, set_upstream_key_state(id, state))
+        in_transaction!(self, set_upstream_key_state(id, state, now))
     }
 }
 
@@ -307,6 +372,7 @@ on_both! {
             new.api_version.as_ref().map(ApiVersion::as_str),
             new.allow_private,
             new.state.as_str(),
+            new.enabled_at.0,
             new.created_at.0,
         )
         .execute(&mut *self.conn)
@@ -314,6 +380,68 @@ on_both! {
         .map_err(|error| Failure::or_conflict(error, || format!("an upstream named `{}`", new.name)))?;
         self.publish(&[Change::Routing]).await?;
         Ok(())
+    }
+
+    async fn update_upstream(&mut self, upstream: &Upstream) -> Result<UpstreamUpdate, Failure> {
+        let base_url = upstream.base_url.as_ref().map(ToString::to_string);
+        let stored: Option<Option<String>> = sql_scalar!(FIND_BASE_URL, upstream.id.as_uuid())
+            .fetch_optional(&mut *self.conn)
+            .await?;
+        let Some(stored) = stored else {
+            return Ok(UpstreamUpdate::Gone);
+        };
+        if stored != base_url {
+            let stored: Option<BaseUrl> = stored
+                .map(|url| url.parse())
+                .transpose()
+                .map_err(|_bad| corrupt("upstreams", "base_url", upstream.id))?;
+            let (before, after) = (stored.as_ref(), upstream.base_url.as_ref());
+            let key: Option<Uuid> = sql_scalar!(HAS_UPSTREAM_KEYS, upstream.id.as_uuid())
+                .fetch_optional(&mut *self.conn)
+                .await?;
+            if key.is_some() && before.map(BaseUrl::origin) != after.map(BaseUrl::origin) {
+                return Ok(UpstreamUpdate::HasKeys);
+            }
+        }
+        let done = sql!(
+            UPDATE_UPSTREAM,
+            upstream.id.as_uuid(),
+            upstream.name.as_str(),
+            base_url,
+            as_millis(upstream.deadlines.connect),
+            as_millis(upstream.deadlines.first_event),
+            as_millis(upstream.deadlines.idle),
+            as_millis(upstream.deadlines.total),
+            upstream.client_gone.as_str(),
+            i64::from(upstream.retry.max_attempts.get()),
+            i64::from(upstream.breaker.max_failures.get()),
+            i64::from(upstream.breaker.max_failure_percent.get()),
+            as_millis(upstream.breaker.open_for),
+            upstream.limits.requests_per_minute.map(as_count),
+            upstream.limits.tokens_per_minute.map(as_count),
+            upstream.limits.concurrency.map(as_count),
+            upstream.api_version.as_ref().map(ApiVersion::as_str),
+            upstream.allow_private,
+        )
+        .execute(&mut *self.conn)
+        .await
+        .map_err(|error| {
+            Failure::or_conflict(error, || format!("an upstream named `{}`", upstream.name))
+        })?;
+        if self.publish_routing(done.rows_affected()).await? {
+            Ok(UpstreamUpdate::Done)
+        } else {
+            Ok(UpstreamUpdate::Gone)
+        }
+    }
+
+    async fn delete_upstream(&mut self, id: UpstreamId) -> Result<bool, Failure> {
+        let done = sql!(DELETE_UPSTREAM, id.as_uuid()).execute(&mut *self.conn).await?;
+        if !self.publish_routing(done.rows_affected()).await? {
+            return Ok(false);
+        }
+        sql!(DELETE_UPSTREAM_KEYS, id.as_uuid()).execute(&mut *self.conn).await?;
+        Ok(true)
     }
 
     async fn list_upstreams(&mut self) -> Result<Vec<Upstream>, Failure> {
@@ -325,8 +453,11 @@ on_both! {
         &mut self,
         id: UpstreamId,
         state: EntityState,
+        now: UnixMillis,
     ) -> Result<bool, Failure> {
-        let done = sql!(SET_UPSTREAM_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
+        let done = sql!(SET_UPSTREAM_STATE, id.as_uuid(), state.as_str(), now.0)
+            .execute(&mut *self.conn)
+            .await?;
         self.publish_routing(done.rows_affected()).await
     }
 
@@ -348,6 +479,7 @@ on_both! {
             sealed.wrapped_key.as_slice(),
             sealed.master_key_id.as_str(),
             new.state.as_str(),
+            new.enabled_at.0,
             new.created_at.0,
         )
         .execute(&mut *self.conn)
@@ -365,13 +497,29 @@ on_both! {
         rows.into_iter().map(|row| Ok(row.key_and_secret()?.0)).collect()
     }
 
+    async fn update_upstream_key(&mut self, key: &UpstreamKey) -> Result<bool, Failure> {
+        let done = sql!(
+            UPDATE_UPSTREAM_KEY,
+            key.id.as_uuid(),
+            i64::from(key.weight),
+            key.limits.requests_per_minute.map(as_count),
+            key.limits.tokens_per_minute.map(as_count),
+            key.limits.concurrency.map(as_count),
+        )
+        .execute(&mut *self.conn)
+        .await?;
+        self.publish_routing(done.rows_affected()).await
+    }
+
     async fn set_upstream_key_state(
         &mut self,
         id: UpstreamKeyId,
         state: EntityState,
+        now: UnixMillis,
     ) -> Result<bool, Failure> {
-        let done =
-            sql!(SET_UPSTREAM_KEY_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
+        let done = sql!(SET_UPSTREAM_KEY_STATE, id.as_uuid(), state.as_str(), now.0)
+            .execute(&mut *self.conn)
+            .await?;
         self.publish_routing(done.rows_affected()).await
     }
 

@@ -1,8 +1,12 @@
 //! What commands take: names, amounts, secrets.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufRead as _, Read as _};
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -28,6 +32,42 @@ pub(super) fn tokens(text: &str) -> Result<i64, String> {
         .ok()
         .filter(|tokens| (0..=MAX_AMOUNT).contains(tokens))
         .ok_or_else(|| format!("a whole number of tokens from 0 to {MAX_AMOUNT} is expected"))
+}
+
+/// Reads a deadline: at least a millisecond, at most a day.
+pub(super) fn millis(text: &str) -> Result<Duration, String> {
+    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
+    text.parse()
+        .ok()
+        .filter(|ms| (1..=DAY_MS).contains(ms))
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("a whole number of milliseconds from 1 to {DAY_MS} is expected"))
+}
+
+/// Reads a whole number from 1 to a bound.
+pub(super) fn limit(text: &str, max: u32) -> Result<NonZeroU32, String> {
+    text.parse()
+        .ok()
+        .filter(|number: &NonZeroU32| number.get() <= max)
+        .ok_or_else(|| format!("a whole number from 1 to {max} is expected"))
+}
+
+/// A value, or the word `none`.
+#[derive(Debug, Clone)]
+pub(super) struct OrNone<T>(pub(super) Option<T>);
+
+impl<T: FromStr<Err: Display>> FromStr for OrNone<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "none" {
+            return Ok(Self(None));
+        }
+        match text.parse() {
+            Ok(value) => Ok(Self(Some(value))),
+            Err(error) => Err(format!("{error}; or `none`")),
+        }
+    }
 }
 
 /// Where a secret comes from. Exactly one.

@@ -3,14 +3,17 @@
 use std::str::FromStr;
 
 use anyhow::bail;
-use clap::Subcommand;
+use clap::{Args, Subcommand};
 use serde_json::json;
-use sluice_domain::id::{RouteId, TenantId};
+use sluice_domain::id::RouteId;
+use sluice_domain::pool::{Selection, TargetUse};
+use sluice_domain::ports::StoreError;
 use sluice_domain::route::{Route, Target, check_route_model};
-use sluice_domain::tenant::{EntityState, Name};
+use sluice_domain::tenant::{EntityState, Name, Tenant};
 use sluice_domain::upstream::Upstream;
 
 use super::admin::{Admin, known, with_database};
+use super::input::WrongUsage;
 use super::table::{ListArgs, Table, time};
 use super::upstream::MAX_WEIGHT;
 use crate::config::Config;
@@ -28,24 +31,47 @@ pub(super) enum RouteCommand {
         /// The model that clients ask for; `name*` matches what begins so, `*` matches every model
         #[arg(value_parser = model)]
         model: String,
-        /// Where it is served: `UPSTREAM[=MODEL][,tier=N][,weight=N]`; the lowest tier is tried
-        /// first, inside a tier the weights share the traffic
+        /// Where it is served: `UPSTREAM[=MODEL][,tier=N][,weight=N][,for=context_length]`; the
+        /// lowest tier is tried first, inside a tier the weights share the traffic; a target for
+        /// `context_length` serves only what is too long for another one
         #[arg(long = "to", required = true, value_name = "TARGET")]
         targets: Vec<TargetArg>,
+        /// How a target is chosen inside a tier: `weighted`, `least_latency`, `sticky_key` or
+        /// `sticky_user`
+        #[arg(long, default_value_t)]
+        select: Selection,
         /// Only for this tenant [default: shared by all]
         #[arg(long)]
         tenant: Option<Name>,
     },
+    /// Change a route; the targets that are given replace those that it has, all at once
+    Set {
+        #[command(flatten)]
+        route: RouteArgs,
+        /// Where it is served, as for `create`
+        #[arg(long = "to", value_name = "TARGET")]
+        targets: Vec<TargetArg>,
+        /// How a target is chosen inside a tier
+        #[arg(long)]
+        select: Option<Selection>,
+    },
     /// List the routes
     List(#[command(flatten)] ListArgs),
+    /// Stop using a route; requests for its model go where a shorter pattern leads, if any
+    Disable(#[command(flatten)] RouteArgs),
+    /// Use a route again
+    Enable(#[command(flatten)] RouteArgs),
     /// Delete a route
-    Delete {
-        /// The model of the route
-        model: String,
-        /// The tenant of the route [default: the shared route]
-        #[arg(long)]
-        tenant: Option<Name>,
-    },
+    Delete(#[command(flatten)] RouteArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RouteArgs {
+    /// The model of the route
+    model: String,
+    /// The tenant of the route [default: the shared route]
+    #[arg(long)]
+    tenant: Option<Name>,
 }
 
 /// A target as it is written on the command line.
@@ -55,6 +81,7 @@ pub(super) struct TargetArg {
     upstream_model: Option<String>,
     tier: u32,
     weight: u32,
+    serves: TargetUse,
 }
 
 impl FromStr for TargetArg {
@@ -74,6 +101,7 @@ impl FromStr for TargetArg {
             upstream_model,
             tier: 0,
             weight: 1,
+            serves: TargetUse::Any,
         };
         for option in parts {
             match option.split_once('=') {
@@ -81,9 +109,13 @@ impl FromStr for TargetArg {
                 Some(("weight", number)) => {
                     target.weight = ranged("weight", number, 1, MAX_WEIGHT)?;
                 }
+                Some(("for", word)) => {
+                    target.serves = word.parse().map_err(|unknown| format!("for: {unknown}"))?;
+                }
                 _ => {
                     return Err(format!(
-                        "`{option}` is not an option of a target; there are tier=N and weight=N"
+                        "`{option}` is not an option of a target; there are tier=N, weight=N and \
+                         for=context_length"
                     ));
                 }
             }
@@ -118,29 +150,34 @@ pub(super) fn run(command: RouteCommand, config: &Config) -> anyhow::Result<()> 
         RouteCommand::Create {
             model,
             targets,
+            select,
             tenant,
-        } => create_and_tell(admin, model, targets, tenant).await,
+        } => create_and_tell(admin, model, targets, select, tenant).await,
+        RouteCommand::Set {
+            route,
+            targets,
+            select,
+        } => change(admin, &route, targets, select).await,
         RouteCommand::List(args) => list(admin, args).await,
-        RouteCommand::Delete { model, tenant } => delete(admin, &model, tenant).await,
+        RouteCommand::Disable(route) => set_state(admin, &route, EntityState::Disabled).await,
+        RouteCommand::Enable(route) => set_state(admin, &route, EntityState::Active).await,
+        RouteCommand::Delete(route) => set_state(admin, &route, EntityState::Deleted).await,
     })
 }
 
 /// Makes a route.
-pub(super) async fn create(
-    admin: &Admin<'_>,
-    tenant_id: Option<TenantId>,
-    model: String,
-    targets: Vec<Target>,
-) -> anyhow::Result<Route> {
-    let id = RouteId::from_uuid(new_uuid());
-    let route = Route {
-        tenant_id,
-        ..Route::new(id, model, targets, admin.now)
-    };
-    if !admin.storage.create_route(&route).await? {
-        bail!("an upstream was deleted meanwhile, or belongs to another tenant");
+pub(super) async fn create(admin: &Admin<'_>, route: &Route) -> anyhow::Result<()> {
+    match admin.storage.create_route(route).await {
+        Ok(true) => Ok(()),
+        Ok(false) => bail!("an upstream was deleted meanwhile, or belongs to another tenant"),
+        Err(error @ StoreError::Conflict { .. }) => {
+            bail!(
+                "{error}; `sluice route set {} --to UPSTREAM` changes it",
+                route.model
+            )
+        }
+        Err(error) => Err(error.into()),
     }
-    Ok(route)
 }
 
 /// Returns every route that is not deleted.
@@ -153,11 +190,54 @@ pub(super) async fn routes(admin: &Admin<'_>) -> anyhow::Result<Vec<Route>> {
 async fn create_and_tell(
     admin: &Admin<'_>,
     model: String,
-    args: Vec<TargetArg>,
+    targets: Vec<TargetArg>,
+    selection: Selection,
     tenant: Option<Name>,
 ) -> anyhow::Result<()> {
     let tenant = admin.optional_tenant(tenant.as_ref()).await?;
-    let tenant_id = tenant.as_ref().map(|tenant| tenant.id);
+    let targets = find_targets(admin, targets, tenant.as_ref()).await?;
+    let id = RouteId::from_uuid(new_uuid());
+    let route = Route {
+        tenant_id: tenant.map(|tenant| tenant.id),
+        selection,
+        ..Route::new(id, model, targets, admin.now)
+    };
+    create(admin, &route).await?;
+    terminal::note(&format!("route `{}` is made: {}", route.model, route.id));
+    Ok(())
+}
+
+async fn change(
+    admin: &Admin<'_>,
+    args: &RouteArgs,
+    targets: Vec<TargetArg>,
+    selection: Option<Selection>,
+) -> anyhow::Result<()> {
+    if targets.is_empty() && selection.is_none() {
+        bail!(WrongUsage("say what to change: --to, --select".to_owned()));
+    }
+    let (mut route, tenant) = find(admin, args).await?;
+    if !targets.is_empty() {
+        route.targets = find_targets(admin, targets, tenant.as_ref()).await?;
+    }
+    route.selection = selection.unwrap_or(route.selection);
+    if !admin.storage.update_route(&route).await? {
+        bail!(
+            "route `{}` or an upstream of it was deleted meanwhile",
+            args.model
+        );
+    }
+    terminal::note(&format!("route `{}` is changed", route.model));
+    Ok(())
+}
+
+/// Finds the upstreams of targets that a route of the tenant may have.
+async fn find_targets(
+    admin: &Admin<'_>,
+    args: Vec<TargetArg>,
+    tenant: Option<&Tenant>,
+) -> anyhow::Result<Vec<Target>> {
+    let tenant_id = tenant.map(|tenant| tenant.id);
     let mut targets = Vec::with_capacity(args.len());
     for arg in args {
         let upstream = admin.upstream(&arg.upstream).await?;
@@ -177,19 +257,26 @@ async fn create_and_tell(
         targets.push(Target {
             tier: arg.tier,
             weight: arg.weight,
+            upstream_id: upstream.id,
             upstream_model: arg.upstream_model,
-            ..Target::new(upstream.id)
+            serves: arg.serves,
         });
     }
-    let route = create(admin, tenant_id, model, targets).await?;
-    terminal::note(&format!("route `{}` is made: {}", route.model, route.id));
-    Ok(())
+    Ok(targets)
 }
 
 async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
     let tenants = admin.tenants().await?;
     let upstreams = admin.storage.list_upstreams().await?;
-    let mut table = Table::new(&["model", "tenant", "targets", "created_at", "id"]);
+    let mut table = Table::new(&[
+        "model",
+        "tenant",
+        "targets",
+        "select",
+        "state",
+        "created_at",
+        "id",
+    ]);
     let mut routes = routes(admin).await?;
     routes.sort_by(|a, b| a.model.cmp(&b.model).then(a.id.cmp(&b.id)));
     for route in routes {
@@ -203,6 +290,8 @@ async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
             json!(route.model),
             json!(tenant.map(|t| t.name.as_str())),
             json!(targets),
+            json!(route.selection.as_str()),
+            json!(route.state.as_str()),
             time(route.created_at),
             json!(route.id.to_string()),
         ]);
@@ -225,34 +314,41 @@ fn target_text(target: &Target, upstreams: &[Upstream]) -> String {
     }
     let tier = (target.tier != 0).then(|| format!(",tier={}", target.tier));
     let weight = (target.weight != 1).then(|| format!(",weight={}", target.weight));
-    text.extend(tier.into_iter().chain(weight));
+    let serves = (target.serves != TargetUse::Any).then(|| format!(",for={}", target.serves));
+    text.extend(tier.into_iter().chain(weight).chain(serves));
     text
 }
 
-async fn delete(admin: &Admin<'_>, model: &str, tenant: Option<Name>) -> anyhow::Result<()> {
-    let tenant = admin.optional_tenant(tenant.as_ref()).await?;
+/// Finds a route by its model, or says which there are.
+async fn find(admin: &Admin<'_>, args: &RouteArgs) -> anyhow::Result<(Route, Option<Tenant>)> {
+    let tenant = admin.optional_tenant(args.tenant.as_ref()).await?;
     let tenant_id = tenant.as_ref().map(|tenant| tenant.id);
+    let mut routes = routes(admin).await?;
+    routes.retain(|route| route.tenant_id == tenant_id);
+    if let Some(route) = routes.iter().find(|route| route.model == args.model) {
+        return Ok((route.clone(), tenant));
+    }
     let whose = tenant.map_or_else(
         || "no shared route".to_owned(),
         |tenant| format!("no route of tenant `{}`", tenant.name),
     );
-    let mut routes = routes(admin).await?;
-    routes.retain(|route| route.tenant_id == tenant_id);
-    let found = routes.iter().find(|route| route.model == model);
-    match found {
-        Some(route) if admin.storage.delete_route(route.id).await? => {
-            terminal::note(&format!("route `{model}` is deleted"));
-            Ok(())
-        }
-        Some(_) => bail!("route `{model}` was deleted meanwhile"),
-        None => bail!(
-            "there is {whose} for `{model}`; {}",
-            known(
-                routes.into_iter().map(|route| route.model),
-                "make one with `sluice route create MODEL --to UPSTREAM`"
-            )
-        ),
+    bail!(
+        "there is {whose} for `{}`; {}",
+        args.model,
+        known(
+            routes.into_iter().map(|route| route.model),
+            "make one with `sluice route create MODEL --to UPSTREAM`"
+        )
+    )
+}
+
+async fn set_state(admin: &Admin<'_>, args: &RouteArgs, state: EntityState) -> anyhow::Result<()> {
+    let (route, _tenant) = find(admin, args).await?;
+    if !admin.storage.set_route_state(route.id, state).await? {
+        bail!("route `{}` was deleted meanwhile", args.model);
     }
+    terminal::note(&format!("route `{}` is {state}", route.model));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -275,7 +371,9 @@ mod tests {
             ),
             ("openai", None, 0, 1)
         );
-        let parsed = target("my vllm=org/model:tag=x,weight=3,tier=2").unwrap();
+        assert_eq!(parsed.serves, TargetUse::Any);
+        let parsed = target("my vllm=org/model:tag=x,weight=3,tier=2,for=context_length").unwrap();
+        assert_eq!(parsed.serves, TargetUse::ContextLength);
         assert_eq!(
             (
                 parsed.upstream.as_str(),
@@ -297,6 +395,10 @@ mod tests {
             ("a,tier=-1", "tier is a whole number from 0 to 1000000"),
             ("a,weight=0", "weight is a whole number from 1 to 1000000"),
             ("a,wieght=2", "`wieght=2` is not an option of a target"),
+            (
+                "a,for=long",
+                "for: `long` is not one of any, context_length",
+            ),
             ("a,b", "`b` is not an option of a target"),
         ] {
             let error = target(text).unwrap_err();

@@ -1,36 +1,42 @@
 //! `sluice upstream`.
 
 pub(super) mod key;
+pub(super) mod settings;
 
-use std::time::Duration;
+mod test;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
-use serde_json::json;
+use serde_json::{Value, json};
 use sluice_domain::id::UpstreamId;
 use sluice_domain::tenant::{EntityState, Name};
-use sluice_domain::upstream::{BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream};
-use sluice_storage::secret::SealBinding;
+use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
+use sluice_storage::upstream::UpstreamUpdate;
 use sluice_upstream_pool::{ClientOptions, Dispatcher};
 
+use self::settings::SettingArgs;
 use super::admin::{Admin, with_database};
 use super::input::WrongUsage;
+use super::route;
 use super::table::{ListArgs, Table, time};
 use crate::config::Config;
-use crate::data_folder::Secrets;
 use crate::ids::new_uuid;
 use crate::terminal;
 
 /// Where OpenAI is.
 pub(super) const OPENAI_URL: &str = "https://api.openai.com/v1";
+/// Where Anthropic is.
+const ANTHROPIC_URL: &str = "https://api.anthropic.com/v1";
 /// Largest share of an upstream key or target.
 pub(super) const MAX_WEIGHT: u32 = 1_000_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum UpstreamCommand {
     /// Make an upstream, for example
-    /// `sluice upstream create local --kind compatible --url http://127.0.0.1:11434/v1`
+    /// `sluice upstream create local --kind compatible --url http://127.0.0.1:11434/v1 --allow-private`
     Create(CreateArgs),
+    /// Change an upstream, for example `sluice upstream set openai --idle-ms 60000 --rpm 500`
+    Set(SetArgs),
     /// List the upstreams
     List(#[command(flatten)] ListArgs),
     /// Stop using an upstream
@@ -38,8 +44,13 @@ pub(super) enum UpstreamCommand {
         /// The upstream
         name: Name,
     },
-    /// Use an upstream again
+    /// Use an upstream again, also one that is left alone because it failed
     Enable {
+        /// The upstream
+        name: Name,
+    },
+    /// Delete an upstream that no route leads to, with its keys
+    Delete {
         /// The upstream
         name: Name,
     },
@@ -57,68 +68,43 @@ pub(super) enum UpstreamCommand {
 pub(super) struct CreateArgs {
     /// Its name, unique
     name: Name,
-    /// Its protocol: `openai`, `compatible` (vLLM, Ollama, DeepSeek, …) or `demo`
+    /// Its protocol: `openai`, `azure`, `anthropic`, `compatible` (vLLM, Ollama, DeepSeek, …) or
+    /// `demo`
     #[arg(long)]
     kind: ProviderKind,
-    /// Its base URL, which often ends in /v1 [default for `openai`: that of OpenAI]
+    /// Its base URL, which often ends in /v1 [default for `openai` and `anthropic`: theirs]
     #[arg(long)]
     url: Option<BaseUrl>,
     /// Only for this tenant [default: shared by all]
     #[arg(long)]
     tenant: Option<Name>,
-    /// When the client of a stream has left: `cancel` closes it at the provider, `drain` reads it to
-    /// its end for the provider's own numbers
-    #[arg(long, default_value_t)]
-    client_gone: ClientGone,
     #[command(flatten)]
-    deadlines: DeadlineArgs,
+    settings: SettingArgs,
 }
 
 #[derive(Debug, Args)]
-struct DeadlineArgs {
-    /// Milliseconds to an open connection [default: 10000]
-    #[arg(long = "connect-ms", value_name = "MS", value_parser = millis)]
-    connect: Option<Duration>,
-    /// Milliseconds to the first event of a stream, or to the head of an answer [default: 300000]
-    #[arg(long = "first-event-ms", value_name = "MS", value_parser = millis)]
-    first_event: Option<Duration>,
-    /// Milliseconds between two bytes of an answer [default: 180000]
-    #[arg(long = "idle-ms", value_name = "MS", value_parser = millis)]
-    idle: Option<Duration>,
-    /// Milliseconds to the last byte of an answer [default: 3600000]
-    #[arg(long = "total-ms", value_name = "MS", value_parser = millis)]
-    total: Option<Duration>,
-}
-
-impl DeadlineArgs {
-    fn deadlines(&self) -> Deadlines {
-        let usual = Deadlines::default();
-        Deadlines {
-            connect: self.connect.unwrap_or(usual.connect),
-            first_event: self.first_event.unwrap_or(usual.first_event),
-            idle: self.idle.unwrap_or(usual.idle),
-            total: self.total.unwrap_or(usual.total),
-        }
-    }
-}
-
-/// Reads a deadline: at least a millisecond, at most a day.
-fn millis(text: &str) -> Result<Duration, String> {
-    const DAY_MS: u64 = 24 * 60 * 60 * 1_000;
-    text.parse()
-        .ok()
-        .filter(|ms| (1..=DAY_MS).contains(ms))
-        .map(Duration::from_millis)
-        .ok_or_else(|| format!("a whole number of milliseconds from 1 to {DAY_MS} is expected"))
+pub(super) struct SetArgs {
+    /// The upstream
+    name: Name,
+    /// Another name for it
+    #[arg(long = "name", value_name = "NAME")]
+    new_name: Option<Name>,
+    /// Another base URL; its keys are bound to scheme, host and port
+    #[arg(long)]
+    url: Option<BaseUrl>,
+    #[command(flatten)]
+    settings: SettingArgs,
 }
 
 pub(super) fn run(command: UpstreamCommand, config: &Config) -> anyhow::Result<()> {
     with_database(config, async |admin| match command {
         UpstreamCommand::Create(args) => create_and_tell(admin, args).await,
+        UpstreamCommand::Set(args) => change(admin, args).await,
         UpstreamCommand::List(args) => list(admin, args).await,
         UpstreamCommand::Disable { name } => set_state(admin, &name, EntityState::Disabled).await,
         UpstreamCommand::Enable { name } => set_state(admin, &name, EntityState::Active).await,
-        UpstreamCommand::Test { name } => test(admin, &name).await,
+        UpstreamCommand::Delete { name } => delete(admin, &name).await,
+        UpstreamCommand::Test { name } => test::run(admin, &name).await,
         UpstreamCommand::Key(command) => key::run(admin, command).await,
     })
 }
@@ -131,34 +117,14 @@ pub(super) fn prober() -> Dispatcher {
 async fn create_and_tell(admin: &Admin<'_>, args: CreateArgs) -> anyhow::Result<()> {
     let url = match (args.kind, args.url) {
         (ProviderKind::OpenAi, None) => Some(OPENAI_URL.parse()?),
-        (ProviderKind::OpenAi | ProviderKind::Compatible, Some(url)) => Some(url),
-        (ProviderKind::Compatible, None) => {
-            bail!(WrongUsage(
-                "an upstream of kind `compatible` needs --url".to_owned()
-            ))
-        }
-        (ProviderKind::Demo, None) => None,
-        (ProviderKind::Demo, Some(_)) => bail!(WrongUsage(
-            "an upstream of kind `demo` is built in and has no --url".to_owned()
-        )),
-        (kind @ (ProviderKind::Azure | ProviderKind::Anthropic), _) => bail!(WrongUsage(format!(
-            "this release cannot relay to upstreams of kind `{kind}`; there are `openai`, \
-             `compatible` and `demo`"
-        ))),
+        (ProviderKind::Anthropic, None) => Some(ANTHROPIC_URL.parse()?),
+        (_, url) => url,
     };
+    let id = UpstreamId::from_uuid(new_uuid());
+    let mut upstream = Upstream::new(id, args.name, args.kind, url, admin.now);
+    args.settings.apply(&mut upstream)?;
     let tenant = admin.optional_tenant(args.tenant.as_ref()).await?;
-    let upstream = Upstream {
-        tenant_id: tenant.map(|tenant| tenant.id),
-        deadlines: args.deadlines.deadlines(),
-        client_gone: args.client_gone,
-        ..Upstream::new(
-            UpstreamId::from_uuid(new_uuid()),
-            args.name,
-            args.kind,
-            url,
-            admin.now,
-        )
-    };
+    upstream.tenant_id = tenant.map(|tenant| tenant.id);
     admin.storage.create_upstream(&upstream).await?;
     terminal::note(&format!(
         "upstream `{}` is made: {}",
@@ -174,6 +140,31 @@ async fn create_and_tell(admin: &Admin<'_>, args: CreateArgs) -> anyhow::Result<
     Ok(())
 }
 
+async fn change(admin: &Admin<'_>, args: SetArgs) -> anyhow::Result<()> {
+    if args.new_name.is_none() && args.url.is_none() && args.settings.is_empty() {
+        bail!(WrongUsage(
+            "say what to change; `sluice upstream set --help` lists the settings".to_owned()
+        ));
+    }
+    let mut upstream = admin.upstream(&args.name).await?;
+    upstream.name = args.new_name.unwrap_or(upstream.name);
+    upstream.base_url = args.url.or(upstream.base_url);
+    args.settings.apply(&mut upstream)?;
+    match admin.storage.update_upstream(&upstream).await? {
+        UpstreamUpdate::Done => {
+            terminal::note(&format!("upstream `{}` is changed", upstream.name));
+            Ok(())
+        }
+        UpstreamUpdate::Gone => bail!("upstream `{}` was deleted meanwhile", args.name),
+        UpstreamUpdate::HasKeys => bail!(
+            "--url: the keys of upstream `{0}` are sealed for its scheme, host and port, and do not \
+             follow it elsewhere; delete them first (`sluice upstream key delete {0} KEY`) and add \
+             them again, or make another upstream and lead the routes there (`sluice route set`)",
+            args.name
+        ),
+    }
+}
+
 async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
     let tenants = admin.tenants().await?;
     let mut table = Table::new(&[
@@ -181,19 +172,25 @@ async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
         "kind",
         "url",
         "tenant",
-        "client_gone",
+        "settings",
         "state",
         "created_at",
         "id",
     ]);
     for upstream in admin.upstreams().await? {
         let tenant = tenants.iter().find(|t| Some(t.id) == upstream.tenant_id);
+        // All of them for machines, for people what is worth a look.
+        let settings = if args.json {
+            Value::Object(settings::all(&upstream))
+        } else {
+            json!(settings::unusual(&upstream))
+        };
         table.push([
             json!(upstream.name.as_str()),
             json!(upstream.kind.as_str()),
             json!(upstream.base_url.as_ref().map(ToString::to_string)),
             json!(tenant.map(|t| t.name.as_str())),
-            json!(upstream.client_gone.as_str()),
+            settings,
             json!(upstream.state.as_str()),
             time(upstream.created_at),
             json!(upstream.id.to_string()),
@@ -207,65 +204,35 @@ async fn list(admin: &Admin<'_>, args: ListArgs) -> anyhow::Result<()> {
 
 async fn set_state(admin: &Admin<'_>, name: &Name, state: EntityState) -> anyhow::Result<()> {
     let upstream = admin.upstream(name).await?;
-    if !admin.storage.set_upstream_state(upstream.id, state).await? {
+    let done = admin
+        .storage
+        .set_upstream_state(upstream.id, state, admin.now)
+        .await?;
+    if !done {
         bail!("upstream `{name}` was deleted meanwhile");
     }
     terminal::note(&format!("upstream `{name}` is {state}"));
     Ok(())
 }
 
-async fn test(admin: &Admin<'_>, name: &Name) -> anyhow::Result<()> {
+async fn delete(admin: &Admin<'_>, name: &Name) -> anyhow::Result<()> {
     let upstream = admin.upstream(name).await?;
-    if upstream.state != EntityState::Active {
-        bail!(
-            "upstream `{name}` is {}; `sluice upstream enable {name}` first",
-            upstream.state
-        );
-    }
-    let vault = Secrets::load(admin.config)?.vault();
-    let routing = admin.storage.load_routing().await?;
-    let keys: Vec<_> = routing
-        .keys
-        .iter()
-        .filter(|(key, _)| key.upstream_id == upstream.id)
-        .collect();
-    let prober = prober();
-    if keys.is_empty() {
-        let report = prober.probe(&upstream, None).await?;
-        terminal::result(&format!("without a key: {}", said(&report)))?;
+    if admin.storage.delete_upstream(upstream.id).await? {
+        terminal::note(&format!("upstream `{name}` is deleted"));
         return Ok(());
     }
-    let mut failed = 0;
-    for (key, sealed) in &keys {
-        let outcome = match vault.open(sealed, &SealBinding::of(&upstream, key.id)) {
-            Ok(secret) => prober
-                .probe(&upstream, Some(&secret))
-                .await
-                .map_err(anyhow::Error::new),
-            Err(error) => Err(anyhow::Error::new(error).context("the key cannot be unsealed")),
-        };
-        match outcome {
-            Ok(report) => terminal::result(&format!("key `{}`: {}", key.name, said(&report)))?,
-            Err(error) => {
-                failed += 1;
-                terminal::error(&format!("key `{}`: {error:#}", key.name));
-            }
-        }
+    let routes = route::routes(admin).await?;
+    let leading: Vec<_> = routes
+        .iter()
+        .filter(|route| route.targets.iter().any(|t| t.upstream_id == upstream.id))
+        .map(|route| format!("`{}`", route.model))
+        .collect();
+    if leading.is_empty() {
+        bail!("upstream `{name}` was deleted meanwhile");
     }
-    if failed > 0 {
-        bail!(
-            "{failed} of {} keys of upstream `{name}` do not work",
-            keys.len()
-        );
-    }
-    Ok(())
-}
-
-fn said(report: &sluice_upstream_pool::ProbeReport) -> String {
-    let count = report.models.len();
-    let plural = if count == 1 { "" } else { "s" };
-    format!(
-        "works; {count} model{plural}, answered in {} ms",
-        report.took.as_millis()
+    bail!(
+        "routes lead to upstream `{name}`: {}; change them with `sluice route set` or delete them \
+         first",
+        leading.join(", ")
     )
 }

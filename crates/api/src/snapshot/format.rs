@@ -111,6 +111,7 @@ struct UpstreamEntry {
     api_version: Option<String>,
     allow_private: bool,
     state: String,
+    enabled_at_ms: i64,
     created_at_ms: i64,
 }
 
@@ -132,6 +133,7 @@ struct UpstreamKeyEntry {
     weight: u32,
     limits: LimitsEntry,
     state: String,
+    enabled_at_ms: i64,
     created_at_ms: i64,
     sealed_secret: String,
     wrapped_key: String,
@@ -461,6 +463,7 @@ impl UpstreamEntry {
             api_version: upstream.api_version.as_ref().map(ToString::to_string),
             allow_private: upstream.allow_private,
             state: upstream.state.to_string(),
+            enabled_at_ms: upstream.enabled_at.0,
             created_at_ms: upstream.created_at.0,
         }
     }
@@ -498,6 +501,7 @@ impl UpstreamEntry {
                 .transpose()?,
             allow_private: self.allow_private,
             state: parse(&self.state, "a state")?,
+            enabled_at: UnixMillis(self.enabled_at_ms),
             created_at: UnixMillis(self.created_at_ms),
         })
     }
@@ -530,6 +534,7 @@ impl UpstreamKeyEntry {
             weight: key.weight,
             limits: LimitsEntry::new(key.limits),
             state: key.state.to_string(),
+            enabled_at_ms: key.enabled_at.0,
             created_at_ms: key.created_at.0,
             sealed_secret: BASE64.encode(&sealed.sealed_secret),
             wrapped_key: BASE64.encode(&sealed.wrapped_key),
@@ -545,6 +550,7 @@ impl UpstreamKeyEntry {
             weight: self.weight,
             limits: self.limits.read(),
             state: parse(&self.state, "a state")?,
+            enabled_at: UnixMillis(self.enabled_at_ms),
             created_at: UnixMillis(self.created_at_ms),
         };
         let sealed = SealedSecret {

@@ -587,6 +587,7 @@ fn an_upstream_key_is_tested_and_never_shown() {
         "compatible",
         "--url",
         &url,
+        "--allow-private",
     ]);
     let file = shell.write("key", "sk-upstream-canary\n");
     let added = shell.run(&["upstream", "key", "add", "fake", "main", "--file", &file]);
@@ -687,10 +688,13 @@ fn wrong_usage_ends_with_2() {
             "create",
             "x",
             "--kind",
-            "azure",
+            "demo",
             "--url",
             "https://x.example",
         ],
+        vec!["upstream", "set", "x"],
+        vec!["upstream", "key", "set", "x", "main"],
+        vec!["route", "set", "x"],
         vec!["route", "create", "x"],
         vec!["route", "create", "x", "--to", "a,wieght=1"],
     ] {

@@ -110,7 +110,14 @@ impl Deployment {
         deployment.key = deployment.issue_key("first", &[]);
         let base_url = deployment.upstream.base_url();
         deployment.run(&[
-            "upstream", "create", "fake", "--kind", "openai", "--url", &base_url,
+            "upstream",
+            "create",
+            "fake",
+            "--kind",
+            "openai",
+            "--url",
+            &base_url,
+            "--allow-private",
         ]);
         let key_file = deployment.folder.path().join("upstream.key");
         std::fs::write(&key_file, UPSTREAM_KEY).unwrap();

@@ -108,6 +108,7 @@ fn prepare(deployment: &mut Deployment) {
             "compatible",
             "--url",
             &url,
+            "--allow-private",
             "--client-gone",
             name,
             "--idle-ms",

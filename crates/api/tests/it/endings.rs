@@ -47,7 +47,8 @@ fn with_draining_upstream(
 ) -> Deployment {
     let url = deployment.upstream.base_url();
     let create = ["upstream", "create", "drained", "--kind", "compatible"];
-    deployment.run(&[&create[..], &["--url", &url, "--client-gone", "drain"]].concat());
+    let drains = ["--url", &url, "--allow-private", "--client-gone", "drain"];
+    deployment.run(&[&create[..], &drains].concat());
     deployment.run(&["route", "create", "drained-model", "--to", "drained"]);
     for (name, value) in settings {
         deployment.set(name, *value);

@@ -40,3 +40,5 @@ mod restart;
 mod sdk;
 #[cfg(test)]
 mod streams;
+#[cfg(test)]
+mod upstreams;

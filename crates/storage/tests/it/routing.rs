@@ -6,10 +6,14 @@ use sluice_domain::pool::{BreakerPolicy, RetryPolicy, Selection, TargetUse, Upst
 use sluice_domain::ports::StoreError;
 use sluice_domain::route::{Route, Target};
 use sluice_domain::tenant::EntityState;
+use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_storage::secret::{MasterKey, SealBinding, SealedSecret, Vault};
+use sluice_storage::upstream::UpstreamUpdate;
 
 use crate::fixture::{Database, NOW, id};
+
+const LATER: UnixMillis = UnixMillis(NOW.0 + 1_000);
 
 async fn upstream(database: &Database, name: &str, tenant_id: Option<TenantId>) -> Upstream {
     let new = Upstream {
@@ -72,10 +76,10 @@ fn limits(first: u32) -> UpstreamLimits {
     }
 }
 
-async fn every_setting_is_loaded_as_it_was_stored(database: &Database) {
-    let storage = &database.storage;
+/// An upstream of which no setting is the usual one.
+fn an_unusual_upstream(name: &str) -> Upstream {
     let n = |n| NonZeroU32::new(n).unwrap();
-    let upstream = Upstream {
+    Upstream {
         kind: ProviderKind::Azure,
         deadlines: Deadlines {
             connect: Duration::from_millis(1),
@@ -93,8 +97,13 @@ async fn every_setting_is_loaded_as_it_was_stored(database: &Database) {
         limits: limits(u32::MAX - 2),
         api_version: Some("2024-10-21".parse().unwrap()),
         allow_private: true,
-        ..an_upstream("one")
-    };
+        ..an_upstream(name)
+    }
+}
+
+async fn every_setting_is_loaded_as_it_was_stored(database: &Database) {
+    let storage = &database.storage;
+    let upstream = an_unusual_upstream("one");
     storage.create_upstream(&upstream).await.unwrap();
     let key = UpstreamKey {
         weight: 9,
@@ -146,6 +155,181 @@ async fn what_was_stored_is_loaded(database: &Database) {
     assert!(matches!(error, Err(StoreError::Conflict { .. })));
 }
 
+async fn a_change_replaces_every_setting_and_is_told(database: &Database) {
+    let storage = &database.storage;
+    let one = upstream(database, "one", None).await;
+    let two = upstream(database, "two", None).await;
+    let key = upstream_key(&one);
+    assert!(
+        storage
+            .add_upstream_key(&key, &sealed(&one, &key))
+            .await
+            .unwrap()
+    );
+    let made = route("a", None, &[&one]);
+    assert!(storage.create_route(&made).await.unwrap());
+    let mut position = storage.feed_position().await.unwrap();
+    let mut is_told = async || {
+        let before = std::mem::replace(&mut position, storage.feed_position().await.unwrap());
+        position > before
+    };
+
+    let changed = Upstream {
+        id: one.id,
+        kind: one.kind,
+        base_url: Some("https://api.example.com/v2".parse().unwrap()),
+        ..an_unusual_upstream("other-name")
+    };
+    let done = storage.update_upstream(&changed).await.unwrap();
+    assert_eq!((done, is_told().await), (UpstreamUpdate::Done, true));
+    let changed_key = UpstreamKey {
+        weight: 9,
+        limits: limits(1),
+        ..key
+    };
+    assert!(storage.update_upstream_key(&changed_key).await.unwrap());
+    assert!(is_told().await);
+    let changed_route = Route {
+        selection: Selection::LeastLatency,
+        targets: route("a", None, &[&two, &one]).targets,
+        ..made
+    };
+    assert!(storage.update_route(&changed_route).await.unwrap());
+    assert!(is_told().await);
+    let routing = storage.load_routing().await.unwrap();
+    assert_eq!(
+        format!("{:?}", routing.upstreams[0]),
+        format!("{changed:?}")
+    );
+    assert_eq!(
+        format!("{:?}", routing.keys[0].0),
+        format!("{changed_key:?}")
+    );
+    assert_eq!(
+        format!("{:?}", routing.routes),
+        format!("{:?}", [&changed_route])
+    );
+
+    // Nothing of a change that is refused is stored.
+    let taken = Upstream {
+        name: two.name.clone(),
+        ..an_upstream("x")
+    };
+    let taken = Upstream {
+        id: one.id,
+        ..taken
+    };
+    let refused = storage.update_upstream(&taken).await.unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Conflict { .. }),
+        "{refused:?}"
+    );
+    let no_target = Route {
+        targets: Vec::new(),
+        selection: Selection::Weighted,
+        ..changed_route.clone()
+    };
+    let stray = Route {
+        targets: route("a", None, &[&two, &an_upstream("nowhere")]).targets,
+        ..no_target.clone()
+    };
+    for refused in [no_target, stray, route("b", None, &[&one])] {
+        assert!(!storage.update_route(&refused).await.unwrap());
+    }
+    let unknown = an_upstream("unknown");
+    let gone = storage.update_upstream(&unknown).await.unwrap();
+    assert_eq!(gone, UpstreamUpdate::Gone);
+    assert!(
+        !storage
+            .update_upstream_key(&upstream_key(&one))
+            .await
+            .unwrap()
+    );
+    assert!(!is_told().await);
+    let after = storage.load_routing().await.unwrap();
+    assert_eq!(
+        format!("{:?}", after.upstreams),
+        format!("{:?}", routing.upstreams)
+    );
+    assert_eq!(
+        format!("{:?}", after.routes),
+        format!("{:?}", routing.routes)
+    );
+}
+
+async fn an_upstream_with_keys_stays_at_its_origin(database: &Database) {
+    let storage = &database.storage;
+    let one = upstream(database, "one", None).await;
+    let key = upstream_key(&one);
+    assert!(
+        storage
+            .add_upstream_key(&key, &sealed(&one, &key))
+            .await
+            .unwrap()
+    );
+    let at = |url: &str| Upstream {
+        base_url: Some(url.parse().unwrap()),
+        ..one.clone()
+    };
+    for url in [
+        "http://api.example.com/v1",
+        "https://api.example.com:8443/v1",
+        "https://api.example.net/v1",
+    ] {
+        let refused = storage.update_upstream(&at(url)).await.unwrap();
+        assert_eq!(refused, UpstreamUpdate::HasKeys, "{url}");
+    }
+    let moved = at("https://api.example.net/v1");
+    assert!(
+        storage
+            .set_upstream_key_state(key.id, EntityState::Deleted, NOW)
+            .await
+            .unwrap()
+    );
+    let done = storage.update_upstream(&moved).await.unwrap();
+    assert_eq!(done, UpstreamUpdate::Done);
+    let found = storage.load_routing().await.unwrap().upstreams;
+    assert_eq!(found[0].base_url, moved.base_url);
+}
+
+async fn an_upstream_is_deleted_with_its_keys_when_no_route_leads_there(database: &Database) {
+    let storage = &database.storage;
+    let one = upstream(database, "one", None).await;
+    let two = upstream(database, "two", None).await;
+    let key = upstream_key(&one);
+    assert!(
+        storage
+            .add_upstream_key(&key, &sealed(&one, &key))
+            .await
+            .unwrap()
+    );
+    let made = route("a", None, &[&two, &one]);
+    assert!(storage.create_route(&made).await.unwrap());
+    assert!(
+        storage
+            .set_route_state(made.id, EntityState::Disabled)
+            .await
+            .unwrap()
+    );
+    assert!(!storage.delete_upstream(one.id).await.unwrap());
+    assert_eq!(storage.load_routing().await.unwrap().upstreams.len(), 2);
+    let elsewhere = Route {
+        targets: route("a", None, &[&two]).targets,
+        ..made
+    };
+    assert!(storage.update_route(&elsewhere).await.unwrap());
+    assert!(storage.delete_upstream(one.id).await.unwrap());
+    assert!(!storage.delete_upstream(one.id).await.unwrap());
+    let states: Vec<_> = storage
+        .list_upstream_keys(one.id)
+        .await
+        .unwrap()
+        .iter()
+        .map(|key| key.state)
+        .collect();
+    assert_eq!(states, [EntityState::Deleted]);
+}
+
 async fn only_what_is_active_is_loaded(database: &Database) {
     let storage = &database.storage;
     let (one, two) = (
@@ -156,12 +340,18 @@ async fn only_what_is_active_is_loaded(database: &Database) {
     assert!(storage.create_route(&made).await.unwrap());
     assert!(
         storage
-            .set_upstream_state(two.id, EntityState::Disabled)
+            .set_upstream_state(two.id, EntityState::Disabled, NOW)
             .await
             .unwrap()
     );
-    assert!(storage.delete_route(made.id).await.unwrap());
-    assert!(!storage.delete_route(made.id).await.unwrap());
+    for (state, found) in [
+        (EntityState::Disabled, true),
+        (EntityState::Deleted, true),
+        (EntityState::Active, false),
+    ] {
+        let done = storage.set_route_state(made.id, state).await.unwrap();
+        assert_eq!(done, found, "{state}");
+    }
     let routing = storage.load_routing().await.unwrap();
     assert_eq!((routing.upstreams.len(), routing.routes.len()), (1, 0));
     assert_eq!(storage.list_upstreams().await.unwrap().len(), 2);
@@ -191,7 +381,7 @@ async fn a_key_follows_its_state_and_its_upstream(database: &Database) {
     assert!(storage.add_upstream_key(&new, &secret).await.unwrap());
     assert!(
         storage
-            .set_upstream_key_state(key_id, EntityState::Disabled)
+            .set_upstream_key_state(key_id, EntityState::Disabled, NOW)
             .await
             .unwrap()
     );
@@ -202,21 +392,22 @@ async fn a_key_follows_its_state_and_its_upstream(database: &Database) {
     );
     assert!(
         storage
-            .set_upstream_key_state(key_id, EntityState::Active)
+            .set_upstream_key_state(key_id, EntityState::Active, LATER)
             .await
             .unwrap()
     );
-    assert_eq!(storage.load_routing().await.unwrap().keys.len(), 1);
+    let keys = storage.load_routing().await.unwrap().keys;
+    assert_eq!((keys.len(), keys[0].0.enabled_at), (1, LATER));
     assert!(
         storage
-            .set_upstream_state(one.id, EntityState::Deleted)
+            .set_upstream_state(one.id, EntityState::Deleted, NOW)
             .await
             .unwrap()
     );
     assert!(storage.load_routing().await.unwrap().keys.is_empty());
     assert!(
         !storage
-            .set_upstream_state(one.id, EntityState::Active)
+            .set_upstream_state(one.id, EntityState::Active, NOW)
             .await
             .unwrap()
     );
@@ -290,6 +481,9 @@ async fn a_route_uses_no_upstream_of_another_tenant(database: &Database) {
 on_both! {
     every_setting_is_loaded_as_it_was_stored,
     what_was_stored_is_loaded,
+    a_change_replaces_every_setting_and_is_told,
+    an_upstream_with_keys_stays_at_its_origin,
+    an_upstream_is_deleted_with_its_keys_when_no_route_leads_there,
     only_what_is_active_is_loaded,
     a_key_follows_its_state_and_its_upstream,
     a_model_is_routed_once_per_tenant,

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::bail;
 use secrecy::{ExposeSecret as _, SecretString};
-use sluice_domain::id::UpstreamId;
+use sluice_domain::id::{RouteId, UpstreamId};
 use sluice_domain::route::{Route, Target, check_route_model};
 use sluice_domain::tenant::{EntityState, Name};
 use sluice_domain::upstream::{ProviderKind, Upstream};
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 use super::provider::{Reason, Wanted, likely_chat_model};
 use crate::cli::admin::Admin;
 use crate::cli::{route, upstream};
+use crate::ids::new_uuid;
 use crate::terminal;
 
 /// The pattern of every model.
@@ -85,6 +87,7 @@ pub(super) async fn prepare(
         let taken: Vec<_> = upstreams.iter().map(|u| u.name.as_str()).collect();
         let name = numbered(wanted.name()?.as_str(), &taken)?;
         let new = wanted.upstream(name, admin.now);
+        upstream::settings::check(&new)?;
         admin.storage.create_upstream(&new).await?;
         new
     };
@@ -242,13 +245,14 @@ async fn replace_key(
     let keys = upstream::key::keys_of(admin, upstream).await?;
     let taken: Vec<_> = keys.iter().map(|key| key.name.as_str()).collect();
     let name = numbered(KEY, &taken)?;
-    let added = upstream::key::add(admin, vault, upstream, name, 1, secret).await?;
+    let added = upstream::key::new(admin, upstream, name);
+    upstream::key::add(admin, vault, upstream, &added, secret).await?;
     let mut replaced = Vec::new();
     for key in &keys {
         if key.state == EntityState::Active && key.name.as_str().starts_with(KEY) {
             admin
                 .storage
-                .set_upstream_key_state(key.id, EntityState::Disabled)
+                .set_upstream_key_state(key.id, EntityState::Disabled, admin.now)
                 .await?;
             replaced.push(format!("`{}`", key.name));
         }
@@ -272,7 +276,6 @@ async fn lead(
     routes: &[Route],
 ) -> anyhow::Result<Option<String>> {
     let target = Target::new(upstream.id);
-    let mut change = None;
     if let Some(route) = routes.iter().find(|route| route.model == pattern) {
         if route.targets.iter().all(|t| t.upstream_id == upstream.id) {
             return Ok(None);
@@ -282,15 +285,23 @@ async fn lead(
             upstream.map_or_else(|| id.to_string(), |u| format!("`{}`", u.name))
         };
         let before: Vec<_> = route.targets.iter().map(|t| name(t.upstream_id)).collect();
-        change = Some(format!(
+        let change = format!(
             "Route `{pattern}` leads to `{}` now, before to {}.",
             upstream.name,
             before.join(", ")
-        ));
-        admin.storage.delete_route(route.id).await?;
+        );
+        let led = Route {
+            targets: vec![target],
+            ..route.clone()
+        };
+        if !admin.storage.update_route(&led).await? {
+            bail!("route `{pattern}` was deleted meanwhile");
+        }
+        return Ok(Some(change));
     }
-    route::create(admin, None, pattern, vec![target]).await?;
-    Ok(change)
+    let id = RouteId::from_uuid(new_uuid());
+    route::create(admin, &Route::new(id, pattern, vec![target], admin.now)).await?;
+    Ok(None)
 }
 
 /// Returns a name that is not taken: the text, or the text with a number behind it.

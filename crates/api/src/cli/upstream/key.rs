@@ -10,9 +10,10 @@ use sluice_domain::upstream::{ProviderKind, Upstream, UpstreamKey};
 use sluice_storage::secret::{SealBinding, Vault};
 
 use crate::cli::admin::{Admin, known};
-use crate::cli::input::SecretSource;
+use crate::cli::input::{SecretSource, WrongUsage};
 use crate::cli::table::{ListArgs, Table, time};
 use crate::cli::upstream::MAX_WEIGHT;
+use crate::cli::upstream::settings::{LimitArgs, limit_fields};
 use crate::data_folder::Secrets;
 use crate::ids::new_uuid;
 use crate::terminal;
@@ -28,9 +29,15 @@ pub(in crate::cli) enum UpstreamKeyCommand {
         name: Name,
         #[command(flatten)]
         source: SecretSource,
-        /// Share of the traffic against the other keys of the upstream
-        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WEIGHT)))]
-        weight: u32,
+        #[command(flatten)]
+        settings: KeySettingArgs,
+    },
+    /// Change a key, for example `sluice upstream key set openai main --weight 3 --rpm none`
+    Set {
+        #[command(flatten)]
+        key: UpstreamKeyArgs,
+        #[command(flatten)]
+        settings: KeySettingArgs,
     },
     /// List the keys of an upstream
     List {
@@ -41,8 +48,10 @@ pub(in crate::cli) enum UpstreamKeyCommand {
     },
     /// Stop using a key
     Disable(#[command(flatten)] UpstreamKeyArgs),
-    /// Use a key again
+    /// Use a key again, also one that is left alone because its provider refused it
     Enable(#[command(flatten)] UpstreamKeyArgs),
+    /// Delete a key for good
+    Delete(#[command(flatten)] UpstreamKeyArgs),
 }
 
 #[derive(Debug, Args)]
@@ -53,42 +62,59 @@ pub(in crate::cli) struct UpstreamKeyArgs {
     name: Name,
 }
 
+#[derive(Debug, Args)]
+pub(in crate::cli) struct KeySettingArgs {
+    /// Share of the traffic against the other keys of the upstream [default: 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_WEIGHT)))]
+    weight: Option<u32>,
+    #[command(flatten)]
+    limits: LimitArgs,
+}
+
+impl KeySettingArgs {
+    fn apply(self, key: &mut UpstreamKey) {
+        key.weight = self.weight.unwrap_or(key.weight);
+        self.limits.apply(&mut key.limits);
+    }
+}
+
 pub(super) async fn run(admin: &Admin<'_>, command: UpstreamKeyCommand) -> anyhow::Result<()> {
     match command {
         UpstreamKeyCommand::Add {
             upstream,
             name,
             source,
-            weight,
-        } => add_and_tell(admin, &upstream, name, &source, weight).await,
+            settings,
+        } => add_and_tell(admin, &upstream, name, &source, settings).await,
+        UpstreamKeyCommand::Set { key, settings } => change(admin, &key, settings).await,
         UpstreamKeyCommand::List { upstream, list } => self::list(admin, &upstream, list).await,
         UpstreamKeyCommand::Disable(key) => set_state(admin, &key, EntityState::Disabled).await,
         UpstreamKeyCommand::Enable(key) => set_state(admin, &key, EntityState::Active).await,
+        UpstreamKeyCommand::Delete(key) => set_state(admin, &key, EntityState::Deleted).await,
     }
 }
 
-/// Seals a key and adds it to an upstream.
+/// Returns a key for an upstream.
+pub(in crate::cli) fn new(admin: &Admin<'_>, upstream: &Upstream, name: Name) -> UpstreamKey {
+    let id = UpstreamKeyId::from_uuid(new_uuid());
+    UpstreamKey::new(id, upstream.id, name, admin.now)
+}
+
+/// Seals the secret of a key and adds it to its upstream.
 pub(in crate::cli) async fn add(
     admin: &Admin<'_>,
     vault: &Vault,
     upstream: &Upstream,
-    name: Name,
-    weight: u32,
+    key: &UpstreamKey,
     secret: &SecretString,
-) -> anyhow::Result<UpstreamKey> {
-    // The id comes first: the sealed secret is bound to it.
-    let id = UpstreamKeyId::from_uuid(new_uuid());
+) -> anyhow::Result<()> {
     let sealed = vault
-        .seal(secret, &SealBinding::of(upstream, id))
+        .seal(secret, &SealBinding::of(upstream, key.id))
         .context("the key cannot be sealed")?;
-    let key = UpstreamKey {
-        weight,
-        ..UpstreamKey::new(id, upstream.id, name, admin.now)
-    };
-    if !admin.storage.add_upstream_key(&key, &sealed).await? {
+    if !admin.storage.add_upstream_key(key, &sealed).await? {
         bail!("upstream `{}` was deleted meanwhile", upstream.name);
     }
-    Ok(key)
+    Ok(())
 }
 
 async fn add_and_tell(
@@ -96,7 +122,7 @@ async fn add_and_tell(
     upstream: &Name,
     name: Name,
     source: &SecretSource,
-    weight: u32,
+    settings: KeySettingArgs,
 ) -> anyhow::Result<()> {
     let upstream = admin.upstream(upstream).await?;
     if upstream.kind == ProviderKind::Demo {
@@ -107,7 +133,9 @@ async fn add_and_tell(
     }
     let vault = Secrets::load(admin.config)?.vault();
     let secret = source.read()?;
-    let key = add(admin, &vault, &upstream, name, weight, &secret).await?;
+    let mut key = new(admin, &upstream, name);
+    settings.apply(&mut key);
+    add(admin, &vault, &upstream, &key, &secret).await?;
     terminal::note(&format!(
         "key `{}` of upstream `{}` is stored encrypted: {}",
         key.name, upstream.name, key.id
@@ -117,12 +145,25 @@ async fn add_and_tell(
 
 async fn list(admin: &Admin<'_>, upstream: &Name, args: ListArgs) -> anyhow::Result<()> {
     let upstream = admin.upstream(upstream).await?;
-    let mut table = Table::new(&["name", "state", "weight", "created_at", "id"]);
+    let mut table = Table::new(&[
+        "name",
+        "state",
+        "weight",
+        "rpm",
+        "tpm",
+        "concurrency",
+        "created_at",
+        "id",
+    ]);
     for key in keys_of(admin, &upstream).await? {
+        let [rpm, tpm, concurrency] = limit_fields(key.limits);
         table.push([
             json!(key.name.as_str()),
             json!(key.state.as_str()),
             json!(key.weight),
+            rpm,
+            tpm,
+            concurrency,
             time(key.created_at),
             json!(key.id.to_string()),
         ]);
@@ -143,11 +184,11 @@ pub(in crate::cli) async fn keys_of(
     Ok(keys)
 }
 
-async fn set_state(
+/// Finds an upstream and its key by name, or says which keys there are.
+async fn find(
     admin: &Admin<'_>,
     args: &UpstreamKeyArgs,
-    state: EntityState,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<(Upstream, UpstreamKey)> {
     let upstream = admin.upstream(&args.upstream).await?;
     let keys = keys_of(admin, &upstream).await?;
     let Some(key) = keys.iter().find(|key| key.name == args.name) else {
@@ -161,7 +202,42 @@ async fn set_state(
             )
         );
     };
-    if !admin.storage.set_upstream_key_state(key.id, state).await? {
+    Ok((upstream, key.clone()))
+}
+
+async fn change(
+    admin: &Admin<'_>,
+    args: &UpstreamKeyArgs,
+    settings: KeySettingArgs,
+) -> anyhow::Result<()> {
+    if settings.weight.is_none() && settings.limits.is_empty() {
+        bail!(WrongUsage(
+            "say what to change: --weight, --rpm, --tpm, --concurrency".to_owned()
+        ));
+    }
+    let (upstream, mut key) = find(admin, args).await?;
+    settings.apply(&mut key);
+    if !admin.storage.update_upstream_key(&key).await? {
+        bail!("key `{}` was deleted meanwhile", key.name);
+    }
+    terminal::note(&format!(
+        "key `{}` of upstream `{}` is changed",
+        key.name, upstream.name
+    ));
+    Ok(())
+}
+
+async fn set_state(
+    admin: &Admin<'_>,
+    args: &UpstreamKeyArgs,
+    state: EntityState,
+) -> anyhow::Result<()> {
+    let (upstream, key) = find(admin, args).await?;
+    let done = admin
+        .storage
+        .set_upstream_key_state(key.id, state, admin.now)
+        .await?;
+    if !done {
         bail!("key `{}` was deleted meanwhile", key.name);
     }
     terminal::note(&format!(
