@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use sluice_upstream_pool::{BreakerReport, UpstreamReport};
 
 use crate::app::Worker;
 
@@ -16,6 +17,7 @@ struct Health {
     status: &'static str,
     database: String,
     accounts: &'static str,
+    upstreams: &'static str,
 }
 
 #[derive(Serialize)]
@@ -47,8 +49,8 @@ pub(crate) async fn readyz(State(worker): State<Arc<Worker>>) -> Response {
     }
 }
 
-/// `GET /health` and `/healthz`: what a person or a load balancer asks first. Says nothing about
-/// tenants, keys or upstreams.
+/// `GET /health` and `/healthz`: what a person or a load balancer asks first. Names no tenant, key or
+/// upstream; `/metrics` has the figures of each upstream.
 pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
     let app = &worker.app;
     let is_up = app.standing.is_up();
@@ -60,6 +62,7 @@ pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
         },
         database: app.standing.describe(),
         accounts: app.accounts.word(),
+        upstreams: upstreams_word(&app.health.report()),
     };
     json(
         if app.is_ready() {
@@ -71,12 +74,28 @@ pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
     )
 }
 
+/// Tells whether a person should look at the upstreams. A rest after a limit passes by itself.
+fn upstreams_word(reports: &[UpstreamReport]) -> &'static str {
+    let is_well = |report: &UpstreamReport| {
+        report.breaker == BreakerReport::Closed
+            && report
+                .keys
+                .iter()
+                .all(|key| key.breaker == BreakerReport::Closed && key.quarantine.is_none())
+    };
+    if reports.iter().all(is_well) {
+        "ok"
+    } else {
+        "degraded"
+    }
+}
+
 /// `GET /metrics`: the text format of Prometheus.
 pub(crate) async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
     let mut response = worker
         .app
         .metrics
-        .render(worker.app.ledger.stats())
+        .render(worker.app.ledger.stats(), &worker.app.health.report())
         .into_response();
     response.headers_mut().insert(
         CONTENT_TYPE,

@@ -2,6 +2,8 @@
 
 mod ledger;
 
+mod upstreams;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -15,8 +17,10 @@ use prometheus_client::registry::Registry;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Basis, Ending, TokenUsage};
 use sluice_storage::resolve::Attention;
+use sluice_upstream_pool::UpstreamReport;
 
 use self::ledger::LedgerFigures;
+use self::upstreams::UpstreamFigures;
 
 /// Upper bounds of the duration buckets, in seconds: from a refusal to a long stream.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -124,6 +128,7 @@ pub(crate) struct Metrics {
     /// Handles of `endings`, by ending and basis.
     ending_handles: [[OnceLock<Counter>; 5]; 7],
     ledger: LedgerFigures,
+    upstreams: UpstreamFigures,
     pub(crate) connections: Gauge,
     pub(crate) feed_failures: Counter,
     pub(crate) snapshot_as_of: Gauge,
@@ -189,6 +194,7 @@ impl Metrics {
         .map(|class| tokens.get_or_create_owned(&TokenLabel { class }));
 
         let ledger = LedgerFigures::register(&mut registry);
+        let upstreams = UpstreamFigures::register(&mut registry);
         let mut metrics = Self {
             registry,
             requests,
@@ -198,6 +204,7 @@ impl Metrics {
             endings,
             ending_handles: [const { [const { OnceLock::new() }; 5] }; 7],
             ledger,
+            upstreams,
             connections: Gauge::default(),
             feed_failures: Counter::default(),
             snapshot_as_of: Gauge::default(),
@@ -298,8 +305,13 @@ impl Metrics {
     }
 
     /// Writes all metrics in the text format of Prometheus.
-    pub(crate) fn render(&self, ledger: &sluice_accounting::LedgerStats) -> String {
+    pub(crate) fn render(
+        &self,
+        ledger: &sluice_accounting::LedgerStats,
+        upstreams: &[UpstreamReport],
+    ) -> String {
         self.ledger.take_over(ledger);
+        let _turn = self.upstreams.take_over(upstreams);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(%error, "metrics cannot be written");
@@ -329,7 +341,7 @@ mod tests {
                 ..TokenUsage::default()
             },
         );
-        let text = metrics.render(&sluice_accounting::LedgerStats::default());
+        let text = metrics.render(&sluice_accounting::LedgerStats::default(), &[]);
         for line in [
             "http_requests_total{endpoint=\"chat_completions\",status=\"502\"} 1",
             "http_errors_total{endpoint=\"chat_completions\",status=\"502\"} 1",

@@ -327,6 +327,12 @@ impl<'a> Attempt<'a> {
             let body = UpstreamBody::wire(whole, wire);
             return Ok(answer.into_outcome(AnswerKind::Document, body));
         }
+        if whole.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Failure::answered(
+                ErrorClass::Protocol,
+                "the answer is no JSON object",
+            ));
+        }
         if whole.len() <= MAX_DISGUISED_BYTES && is_error_object(&whole) {
             return Err(answer.into_disguised(whole));
         }

@@ -124,3 +124,6 @@ struct Standing {
     quarantine: Option<ErrorClass>,
     last_error: Option<ErrorClass>,
 }
+
+#[cfg(all(test, sluice_loom))]
+mod loom_tests;

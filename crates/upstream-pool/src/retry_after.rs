@@ -4,24 +4,80 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use http::header::{HeaderName, RETRY_AFTER};
+use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimeParser;
 use sluice_domain::time::UnixMillis;
 
 /// Nobody waits longer than a day on the word of a header.
 const LONGEST: Duration = Duration::from_hours(24);
 
+/// Smaller numbers are seconds from now, larger ones seconds since 1970: the first is 31 years.
+const FIRST_EPOCH_SECOND: f64 = 1e9;
+/// From here on they are milliseconds since 1970.
+const FIRST_EPOCH_MILLISECOND: f64 = 1e11;
+
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
-/// Reads `retry-after-ms`, else `retry-after` as seconds, whole or not, or as an HTTP date.
+/// The families of limit headers: what their names begin and end with around what is limited.
 ///
-/// Bounded by a day; a date in the past is zero; what cannot be read is `None`.
+/// # Source
+/// OpenAI and Azure: `x-ratelimit-reset-tokens`; Anthropic: `anthropic-ratelimit-tokens-reset`; others:
+/// `x-ratelimit-reset`.
+const FAMILIES: [Family; 2] = [
+    Family {
+        reset: ("x-ratelimit-reset", ""),
+        remaining: ("x-ratelimit-remaining", ""),
+    },
+    Family {
+        reset: ("anthropic-ratelimit-", "-reset"),
+        remaining: ("anthropic-ratelimit-", "-remaining"),
+    },
+];
+
+struct Family {
+    reset: (&'static str, &'static str),
+    remaining: (&'static str, &'static str),
+}
+
+/// Reads how long to wait from the head of an answer that says that a limit is reached.
+///
+/// `retry-after-ms` comes first, then `retry-after`, then the times at which limits are reset: of
+/// those that are used up the latest, or the earliest of all where none says so. Bounded by a day; a
+/// time in the past is zero; what cannot be read is `None`.
 pub(crate) fn retry_after(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
     let text = |name: &HeaderName| headers.get(name)?.to_str().ok().map(str::trim);
     if let Some(wait) = text(&RETRY_AFTER_MS).and_then(|ms| number(ms, 1_000.0)) {
         return Some(wait);
     }
-    let value = text(&RETRY_AFTER)?;
-    number(value, 1.0).or_else(|| until(value, now))
+    if let Some(wait) = text(&RETRY_AFTER).and_then(|value| wait(value, now)) {
+        return Some(wait);
+    }
+    resets(headers, now)
+}
+
+/// Reads one time in whichever form: a duration as Go writes it (`1m0s`, `12ms`), seconds, a time
+/// since 1970, RFC 3339, or an HTTP date.
+fn wait(text: &str, now: UnixMillis) -> Option<Duration> {
+    let text = text.trim();
+    if let Ok(count) = text.parse::<f64>() {
+        if count >= FIRST_EPOCH_MILLISECOND && count.is_finite() {
+            return Some(after(
+                now,
+                Duration::from_secs_f64((count / 1_000.0).min(1e10)),
+            ));
+        }
+        if count >= FIRST_EPOCH_SECOND && count.is_finite() {
+            return Some(after(now, Duration::from_secs_f64(count)));
+        }
+        return number(text, 1.0);
+    }
+    go_duration(text).or_else(|| date(text, now))
+}
+
+/// Returns how long after now a time since 1970 is.
+fn after(now: UnixMillis, at: Duration) -> Duration {
+    let now = Duration::from_millis(u64::try_from(now.0).unwrap_or(0));
+    at.saturating_sub(now).min(LONGEST)
 }
 
 fn number(text: &str, per_second: f64) -> Option<Duration> {
@@ -34,87 +90,76 @@ fn number(text: &str, per_second: f64) -> Option<Duration> {
     ))
 }
 
+/// Reads `1h2m3.5s`: numbers, each with a unit.
+///
+/// # Source
+/// Go, package `time`, `ParseDuration`.
+fn go_duration(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
+        let (count, tail) = rest.split_at_checked(digits)?;
+        let unit_end = tail
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(tail.len());
+        let (unit, tail) = tail.split_at_checked(unit_end)?;
+        let unit = match unit {
+            "h" => 3_600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" | "\u{b5}s" | "\u{3bc}s" => 1e-6,
+            "ns" => 1e-9,
+            _ => return None,
+        };
+        seconds += count.parse::<f64>().ok()? * unit;
+        rest = tail;
+    }
+    (!text.is_empty()).then(|| Duration::from_secs_f64(seconds.min(LONGEST.as_secs_f64())))
+}
+
 /// # Source
 /// RFC 9110, section 5.6.7: senders use the form of RFC 5322 with `GMT`.
-fn until(date: &str, now: UnixMillis) -> Option<Duration> {
+fn date(text: &str, now: UnixMillis) -> Option<Duration> {
     // A wrong day of the week is no reason to ignore the rest.
     const PARSER: DateTimeParser = DateTimeParser::new().relaxed_weekday(true);
-    let at = PARSER.parse_timestamp(date).ok()?.as_millisecond();
-    let wait = UnixMillis(at).since(now);
+    let at = match text.parse::<Timestamp>() {
+        Ok(at) => at,
+        Err(_not_rfc_3339) => PARSER.parse_timestamp(text).ok()?,
+    };
+    let wait = UnixMillis(at.as_millisecond()).since(now);
     Some(Duration::from_millis(u64::try_from(wait).unwrap_or(0)).min(LONGEST))
 }
 
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    const NOW: UnixMillis = UnixMillis(784_111_777_000);
-
-    fn wait(pairs: &[(&'static str, &'static str)]) -> Option<Duration> {
-        let headers = pairs
+/// Reads the times at which limits are reset.
+fn resets(headers: &HeaderMap, now: UnixMillis) -> Option<Duration> {
+    let (mut used_up, mut earliest): (Option<Duration>, Option<Duration>) = (None, None);
+    for (name, value) in headers {
+        let Some((family, limit)) = FAMILIES
             .iter()
-            .map(|(name, value)| {
-                (
-                    HeaderName::from_static(name),
-                    HeaderValue::from_static(value),
-                )
-            })
-            .collect();
-        retry_after(&headers, NOW)
-    }
-
-    #[test]
-    fn all_forms_are_read() {
-        assert_eq!(
-            wait(&[("retry-after", "20")]),
-            Some(Duration::from_secs(20))
-        );
-        assert_eq!(
-            wait(&[("retry-after", " 1.5 ")]),
-            Some(Duration::from_millis(1_500))
-        );
-        assert_eq!(
-            wait(&[("retry-after-ms", "250")]),
-            Some(Duration::from_millis(250))
-        );
-        assert_eq!(
-            wait(&[("retry-after", "Sun, 06 Nov 1994 08:50:37 GMT")]),
-            Some(Duration::from_mins(1))
-        );
-    }
-
-    #[test]
-    fn milliseconds_win_and_nonsense_is_skipped() {
-        assert_eq!(
-            wait(&[("retry-after", "9"), ("retry-after-ms", "100")]),
-            Some(Duration::from_millis(100))
-        );
-        assert_eq!(
-            wait(&[("retry-after", "9"), ("retry-after-ms", "soon")]),
-            Some(Duration::from_secs(9))
-        );
-    }
-
-    #[test]
-    fn the_wait_is_bounded() {
-        assert_eq!(wait(&[("retry-after", "1e300")]), Some(LONGEST));
-        assert_eq!(
-            wait(&[("retry-after", "Sun, 06 Nov 2094 08:49:37 GMT")]),
-            Some(LONGEST)
-        );
-        assert_eq!(
-            wait(&[("retry-after", "Sun, 06 Nov 1994 08:49:00 GMT")]),
-            Some(Duration::ZERO)
-        );
-    }
-
-    #[test]
-    fn what_cannot_be_read_is_none() {
-        for text in ["-1", "NaN", "inf", "", "tomorrow", "12 s"] {
-            assert_eq!(wait(&[("retry-after", text)]), None, "{text}");
+            .find_map(|family| Some((family, between(name.as_str(), family.reset)?)))
+        else {
+            continue;
+        };
+        let Some(wait) = value.to_str().ok().and_then(|text| wait(text, now)) else {
+            continue;
+        };
+        let (before, behind) = family.remaining;
+        let remaining = headers
+            .get(format!("{before}{limit}{behind}"))
+            .and_then(|value| value.to_str().ok()?.trim().parse::<f64>().ok());
+        if remaining.is_some_and(|left| left <= 0.0) {
+            used_up = Some(used_up.map_or(wait, |known| known.max(wait)));
         }
-        assert_eq!(wait(&[]), None);
+        earliest = Some(earliest.map_or(wait, |known| known.min(wait)));
     }
+    used_up.or(earliest)
 }
+
+fn between<'a>(name: &'a str, (before, behind): (&str, &str)) -> Option<&'a str> {
+    name.strip_prefix(before)?.strip_suffix(behind)
+}
+
+#[cfg(test)]
+mod tests;

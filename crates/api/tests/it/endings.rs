@@ -298,27 +298,30 @@ on_both_databases! {
         let relay = deployment.start();
         let scripts = [
             (Script::refuse(500), 502),
-            (Script::refuse(429).retry_after(7), 429),
-            (Script::refuse(401), 502),
             (Script::refuse(400), 400),
             (Script::new().reset_before_head(), 502),
             (Script::new().close_before_head(), 502),
             (Script::html(200), 502),
             (Script::new().words(ANSWER_WORDS).cut_at(0), 502),
+            // Last: the upstream key is not used after it.
+            (Script::refuse(401), 502),
         ];
         let mut count = 0;
         for (script, status) in scripts {
             for request in [chat(PROMPT_WORDS), streamed_chat(PROMPT_WORDS)] {
-                relay.upstream().script(script.clone());
+                relay.upstream().default_script(script.clone());
+                let before = relay.upstream().served().len();
                 let response = relay.post("/v1/chat/completions", &request).await;
                 assert_eq!(response.status(), status, "{script:?} {}", String::from_utf8_lossy(&response.body));
+                let attempts = relay.upstream().served().len() - before;
+                assert!(attempts <= 3, "{script:?}");
                 count += 1;
                 let records = relay.deployment.wait_for_records(count).await;
                 let record = &records[count - 1];
                 assert_eq!(record.ending, Ending::UpstreamFailed.as_str(), "{script:?}");
                 assert_eq!((record.quota_tokens, record.status), (0, i32::from(status)), "{script:?}");
-                assert_eq!(record.attempts.len(), 1, "{script:?}");
-                assert!(record.attempts[0].error.is_some(), "{script:?}");
+                assert_eq!(record.attempts.len(), attempts, "{script:?}");
+                assert!(record.attempts.iter().all(|attempt| attempt.error.is_some()), "{script:?}");
             }
         }
     }

@@ -242,48 +242,48 @@ async fn every_credential_channel_is_the_same_and_none_is_forwarded() {
 
 #[tokio::test]
 async fn what_the_provider_refuses_is_explained_to_the_right_person() {
-    let relay = relay();
-    for request in [chat(2), streamed_chat(2)] {
-        for (script, status, code, retry) in [
-            (
-                Script::refuse(401),
-                502,
-                json!("upstream_auth_error"),
-                Some("false"),
-            ),
-            (
-                Script::refuse(403),
-                502,
-                json!("upstream_auth_error"),
-                Some("false"),
-            ),
-            (
-                Script::insufficient_quota(),
-                502,
-                json!("upstream_auth_error"),
-                Some("false"),
-            ),
-            (Script::refuse(500), 502, json!("upstream_error"), None),
-            (Script::refuse(503), 502, json!("upstream_error"), None),
-            (Script::html(502), 502, json!("upstream_error"), None),
-        ] {
-            relay.upstream().script(script);
+    for (script, code, attempts) in [
+        (Script::refuse(401), "upstream_auth_error", "1"),
+        (Script::refuse(403), "upstream_auth_error", "1"),
+        (Script::insufficient_quota(), "upstream_auth_error", "1"),
+        (Script::refuse(500), "upstream_error", "3"),
+        (Script::refuse(503), "upstream_error", "3"),
+        (Script::html(502), "upstream_error", "3"),
+    ] {
+        for request in [chat(2), streamed_chat(2)] {
+            let relay = relay();
+            relay.upstream().default_script(script.clone());
             let response = relay.post("/v1/chat/completions", &request).await;
-            assert_envelope(&response, status, &code);
-            assert_eq!(response.header("x-should-retry"), retry);
+            assert_envelope(&response, 502, &json!(code));
+            // What could be tried was tried here.
+            assert_eq!(response.header("x-should-retry"), Some("false"));
+            assert_eq!(response.header("x-sluice-attempts"), Some(attempts));
         }
-        relay.upstream().script(Script::refuse(429).retry_after(7));
-        let response = relay.post("/v1/chat/completions", &request).await;
-        assert_envelope(&response, 429, &json!("rate_limit_exceeded"));
-        assert_eq!(response.header("retry-after"), Some("7"));
-        assert_eq!(response.header("retry-after-ms"), Some("7000"));
-        assert!(
-            response.json()["error"]["message"]
-                .as_str()
-                .unwrap()
-                .ends_with("Please try again in 7s.")
-        );
     }
+}
+
+#[tokio::test]
+async fn a_limit_of_the_provider_is_passed_on_and_kept_until_it_is_over() {
+    let relay = relay();
+    relay.upstream().script(Script::refuse(429).retry_after(50));
+    let response = relay.post("/v1/chat/completions", &chat(2)).await;
+    assert_envelope(&response, 429, &json!("rate_limit_exceeded"));
+    assert_eq!(response.header("retry-after"), Some("50"));
+    assert_eq!(response.header("retry-after-ms"), Some("50000"));
+    let message = response.json()["error"]["message"].clone();
+    assert!(
+        message
+            .as_str()
+            .unwrap()
+            .ends_with("Please try again in 50s.")
+    );
+
+    let response = relay.post("/v1/chat/completions", &streamed_chat(2)).await;
+    assert_envelope(&response, 429, &json!("rate_limit_exceeded"));
+    assert_eq!(response.header("x-sluice-attempts"), None);
+    let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
+    assert!((1..=50).contains(&seconds), "{seconds}");
+    relay.upstream().only_served();
 }
 
 #[tokio::test]

@@ -53,10 +53,10 @@ on_both_databases! {
         request["messages"][0]["content"] = "prompt-canary-77aa".into();
         relay.upstream().script(Script::new().words(4));
         relay.post("/v1/chat/completions", &request).await;
-        relay.upstream().script(Script::refuse(401));
-        relay.post("/v1/chat/completions", &request).await;
-        relay.upstream().script(Script::new().words(4).reset_at(2));
         request["stream"] = true.into();
+        relay.upstream().script(Script::new().words(4).reset_at(2));
+        relay.post("/v1/chat/completions", &request).await;
+        relay.upstream().script(Script::refuse(401));
         relay.post("/v1/chat/completions", &request).await;
         relay.deployment.wait_for_records(3).await;
         let metrics = call(relay.address, &Request::get("/metrics")).await.unwrap();
@@ -71,7 +71,7 @@ on_both_databases! {
 
     async fn every_line_of_the_log_is_json(deployment: Deployment) {
         let relay = deployment.start();
-        relay.upstream().script(Script::refuse(500));
+        relay.upstream().default_script(Script::refuse(500));
         relay.post("/v1/chat/completions", &chat(3)).await;
         assert!(relay.stop());
         let stderr = relay.process.stderr();

@@ -146,7 +146,7 @@ async fn an_error_as_first_event_is_a_real_status() {
     let relay = relay();
     relay
         .upstream()
-        .script(Script::new().words(6).error_at(0, ErrorShape::Object));
+        .default_script(Script::new().words(6).error_at(0, ErrorShape::Object));
     let response = relay.post("/v1/chat/completions", &streamed_chat(3)).await;
     assert!(response.status() >= 400, "{}", response.status());
     assert!(response.json()["error"]["message"].is_string());
@@ -189,7 +189,7 @@ async fn a_failure_after_the_head_has_left_is_an_error_event() {
     let gate = Gate::new();
     relay
         .upstream()
-        .script(Script::refuse(500).wait_before_head(&gate));
+        .default_script(Script::refuse(500).wait_before_head(&gate));
     let mut client = HttpClient::connect(relay.address).await.unwrap();
     let request = Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key());
     client.send(&request).await.unwrap();

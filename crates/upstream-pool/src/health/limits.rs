@@ -11,7 +11,7 @@ const SECONDS: u64 = 61;
 /// Requests and tokens of the last minute, and the requests under way.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    limits: UpstreamLimits,
+    most: UpstreamLimits,
     under_way: u32,
     second: u64,
     seconds: Box<[Second]>,
@@ -37,7 +37,7 @@ impl Limits {
     /// Makes the counts for these limits; `None` when nothing is limited.
     pub(crate) fn new(limits: UpstreamLimits) -> Option<Self> {
         (limits != UpstreamLimits::default()).then(|| Self {
-            limits,
+            most: limits,
             under_way: 0,
             second: 0,
             seconds: vec![Second::default(); usize::try_from(SECONDS).unwrap_or(1)].into(),
@@ -48,19 +48,19 @@ impl Limits {
 
     /// Changes the limits and keeps what was counted.
     pub(crate) const fn set(&mut self, limits: UpstreamLimits) {
-        self.limits = limits;
+        self.most = limits;
     }
 
     /// Returns how long a request with so many tokens has to wait; `None` when there is room.
     pub(crate) fn wait(&mut self, tokens: u64, now: Duration) -> Option<Duration> {
         self.advance(now);
         let limit = |limit: Option<NonZeroU32>| limit.map_or(u64::MAX, |n| u64::from(n.get()));
-        if u64::from(self.under_way) >= limit(self.limits.concurrency) {
+        if u64::from(self.under_way) >= limit(self.most.concurrency) {
             // Nobody knows when one of them ends.
             return Some(Duration::from_secs(1));
         }
-        let max_requests = limit(self.limits.requests_per_minute);
-        let max_tokens = limit(self.limits.tokens_per_minute);
+        let max_requests = limit(self.most.requests_per_minute);
+        let max_tokens = limit(self.most.tokens_per_minute);
         // One request larger than the limit may pass when there is no other.
         let tokens = tokens.min(max_tokens);
         if self.requests < max_requests && self.tokens.saturating_add(tokens) <= max_tokens {
@@ -84,7 +84,7 @@ impl Limits {
     /// Takes a place for a request with so many tokens, by its bound.
     pub(crate) fn take(&mut self, tokens: u64, now: Duration) -> Place {
         self.advance(now);
-        let max_tokens = self.limits.tokens_per_minute;
+        let max_tokens = self.most.tokens_per_minute;
         let tokens = max_tokens.map_or(tokens, |max| tokens.min(u64::from(max.get())));
         let second = &mut self.seconds[place(self.second)];
         second.requests += 1;

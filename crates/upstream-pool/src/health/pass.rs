@@ -139,7 +139,7 @@ impl Pass {
                     let of_key = self.key.fail(key.ticket, class, source, now, luck);
                     // The same request is held back once.
                     if of_key != verdict || !matches!(verdict, Verdict::HoldBack { .. }) {
-                        self.judged(of_key, class, source, Some(self.key.name()), now);
+                        self.judged(of_key, class, source, Some(&self.key.name()), now);
                     }
                 }
             }
@@ -198,7 +198,7 @@ impl Pass {
         verdict: Verdict,
         class: ErrorClass,
         source: Source,
-        key: Option<Arc<str>>,
+        key: Option<&str>,
         now: Duration,
     ) {
         match verdict {
@@ -207,7 +207,7 @@ impl Pass {
                 self.upstream.meter.opened();
                 tracing::warn!(
                     upstream = &*self.upstream.name(),
-                    upstream_key = key.as_deref(),
+                    upstream_key = key,
                     class = class.as_str(),
                     open_ms = millis(wait),
                     "a breaker is open: it failed too often"
@@ -217,7 +217,7 @@ impl Pass {
                 let pause = self.upstream.hold_back(source, is_sure, now);
                 tracing::warn!(
                     upstream = &*self.upstream.name(),
-                    upstream_key = key.as_deref(),
+                    upstream_key = key,
                     tenant.id = %source.tenant,
                     class = class.as_str(),
                     pause_ms = millis(pause),

@@ -76,17 +76,13 @@ impl HealthRegistry {
         let known = upstreams
             .get(&upstream.id)
             .filter(|known| known.marks.identity == marks.identity);
-        let (health, forgives) = match known {
-            Some(known) => {
-                let forgives = known.marks != marks;
-                known.health.configure(&name, policy, forgives);
-                (Arc::clone(&known.health), forgives)
-            }
-            None => {
-                let shared = Arc::clone(shared);
-                let health = UpstreamHealth::new(upstream.id, shared, name, policy);
-                (Arc::new(health), false)
-            }
+        let forgives = known.is_some_and(|known| known.marks != marks);
+        let health = if let Some(known) = known {
+            known.health.configure(&name, policy, forgives);
+            Arc::clone(&known.health)
+        } else {
+            let shared = Arc::clone(shared);
+            Arc::new(UpstreamHealth::new(upstream.id, shared, name, policy))
         };
         let adopted = KnownUpstream {
             health: Arc::clone(&health),

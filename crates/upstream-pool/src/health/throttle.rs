@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::evidence::Source;
+
 /// With fewer requests than this their rate says nothing.
 const ENOUGH: u32 = 20;
 /// So many requests are let through for each that was accepted.
@@ -26,6 +28,8 @@ pub(crate) struct Throttle {
     parts: [Part; PARTS as usize],
     requests: u32,
     accepts: u32,
+    /// Whose request was not accepted last: the same again says nothing new of the upstream.
+    refused_last: Option<Source>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -43,6 +47,7 @@ impl Throttle {
             parts: [Part::default(); PARTS as usize],
             requests: 0,
             accepts: 0,
+            refused_last: None,
         }
     }
 
@@ -56,8 +61,25 @@ impl Throttle {
         f64::from(self.requests - allowed) / (f64::from(self.requests) + 1.0)
     }
 
-    /// Counts a request that has ended, or was turned away.
-    pub(crate) fn count(&mut self, is_accepted: bool, now: Duration) {
+    /// Counts a request that was accepted.
+    pub(crate) fn accepted(&mut self, now: Duration) {
+        self.count(true, now);
+    }
+
+    /// Counts a request that was not accepted. One request that is refused again and again counts
+    /// once: it must not keep the others away.
+    pub(crate) fn refused(&mut self, source: Source, now: Duration) {
+        if self.refused_last.replace(source) != Some(source) {
+            self.count(false, now);
+        }
+    }
+
+    /// Counts a request that was turned away here.
+    pub(crate) fn turned_away(&mut self, now: Duration) {
+        self.count(false, now);
+    }
+
+    fn count(&mut self, is_accepted: bool, now: Duration) {
         self.advance(now);
         let place = usize::try_from(self.current % u64::from(PARTS)).unwrap_or(0);
         let part = &mut self.parts[place];
@@ -90,6 +112,7 @@ impl Throttle {
 
 #[cfg(test)]
 mod tests {
+    use super::super::evidence::tests::source;
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1_000);
@@ -97,7 +120,11 @@ mod tests {
     fn after(requests: u32, accepts: u32) -> f64 {
         let mut throttle = Throttle::new(Duration::ZERO);
         for n in 0..requests {
-            throttle.count(n < accepts, NOW);
+            if n < accepts {
+                throttle.accepted(NOW);
+            } else {
+                throttle.refused(source(1, u64::from(n)), NOW);
+            }
         }
         throttle.probability(NOW)
     }
@@ -116,13 +143,23 @@ mod tests {
     }
 
     #[test]
+    fn one_request_that_is_refused_again_and_again_keeps_nobody_away() {
+        let mut throttle = Throttle::new(Duration::ZERO);
+        throttle.accepted(NOW);
+        for _ in 0..1_000 {
+            throttle.refused(source(1, 1), NOW);
+        }
+        assert!(throttle.probability(NOW) <= 0.0);
+    }
+
+    #[test]
     fn the_window_covers_the_longest_call() {
         let call = Duration::from_mins(20);
         let mut throttle = Throttle::new(call);
-        for _ in 0..50 {
-            throttle.count(false, NOW);
+        for n in 0..50 {
+            throttle.refused(source(1, n), NOW);
         }
-        assert!(throttle.probability(NOW + call - call / PARTS) > 0.9);
-        assert!(throttle.probability(NOW + call + call / PARTS) <= 0.0);
+        assert!(throttle.probability(NOW + call / PARTS * (PARTS - 1)) > 0.9);
+        assert!(throttle.probability(NOW + call / PARTS * (PARTS + 1)) <= 0.0);
     }
 }

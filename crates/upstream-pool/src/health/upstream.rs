@@ -170,7 +170,7 @@ impl UpstreamHealth {
         if state.breaker.state() == State::Closed {
             let probability = state.throttle.probability(now);
             if probability > 0.0 && self.shared.luck() < probability {
-                state.throttle.count(false, now);
+                state.throttle.turned_away(now);
                 return Err(Obstacle::new(SkipReason::Throttled, None));
             }
         }
@@ -218,7 +218,7 @@ impl UpstreamHealth {
         state.in_flight = state.in_flight.saturating_sub(1);
         state.last_success = Some(now);
         state.latency.note(took, now);
-        state.throttle.count(true, now);
+        state.throttle.accepted(now);
         let has_closed = state.breaker.succeed(ticket, now);
         if has_closed {
             state.throttle.clear();
@@ -230,7 +230,7 @@ impl UpstreamHealth {
     pub(super) fn pass_over(&self, ticket: Ticket, now: Duration) -> bool {
         let mut state = self.state.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
-        state.throttle.count(true, now);
+        state.throttle.accepted(now);
         let has_closed = state.breaker.pass_over(ticket);
         self.settle(&mut state, now);
         has_closed
@@ -257,7 +257,7 @@ impl UpstreamHealth {
         state.last_error = Some(class);
         // What fails fast must not look fast.
         state.latency.note(took.max(FAILURE_COSTS), now);
-        state.throttle.count(false, now);
+        state.throttle.refused(source, now);
         let policy = state.policy.breaker;
         let verdict = state.breaker.fail(ticket, source, &policy, now, luck);
         self.settle(&mut state, now);

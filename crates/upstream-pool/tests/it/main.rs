@@ -16,7 +16,13 @@ mod connection;
 mod deadline;
 
 #[cfg(test)]
+mod failover;
+
+#[cfg(test)]
 mod failure;
+
+#[cfg(test)]
+mod fleet;
 
 #[cfg(test)]
 mod probe;

@@ -13,9 +13,8 @@ use sluice_domain::id::{
 use sluice_domain::ports::Clock;
 use sluice_domain::quota::Payer;
 use sluice_domain::route::{Endpoint, Route, Target};
-use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
-use sluice_domain::upstream::{ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_upstream_pool::{
     Call, ClientOptions, DispatchError, Dispatcher, HealthRegistry, RoutePlan, RoutingInput,
     RoutingTable, UpstreamAnswer,

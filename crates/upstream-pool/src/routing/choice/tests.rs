@@ -102,14 +102,13 @@ proptest! {
         let picks = 20_000;
         let mut counts = HashMap::<usize, u32>::new();
         for _ in 0..picks {
-            match choose(&plan, Selection::Weighted, 0, &mut out) {
-                Some(choice) => {
-                    let index = if of_keys { choice.key } else { choice.target };
-                    prop_assert!(!is_out[index], "{} is out", index);
-                    *counts.entry(index).or_default() += 1;
-                }
-                None => prop_assert_eq!(left, 0),
-            }
+            let Some(choice) = choose(&plan, Selection::Weighted, 0, &mut out) else {
+                prop_assert_eq!(left, 0);
+                continue;
+            };
+            let index = if of_keys { choice.key } else { choice.target };
+            prop_assert!(!is_out[index], "{} is out", index);
+            *counts.entry(index).or_default() += 1;
         }
         for (index, weight) in weights.iter().enumerate().filter(|(n, _)| !is_out[*n]) {
             let share = f64::from(counts.get(&index).copied().unwrap_or(0)) / f64::from(picks);
