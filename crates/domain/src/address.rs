@@ -80,6 +80,10 @@ impl AddressKind {
         }
     }
 
+    #[expect(
+        clippy::match_same_arms,
+        reason = "the ranges are in order, each with its own reason"
+    )]
     fn of_v6(address: Ipv6Addr) -> Self {
         let own = match address.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0] => return Self::Unspecified,
@@ -130,6 +134,10 @@ impl AddressKind {
 }
 
 /// Returns the IPv4 addresses that an IPv6 address carries.
+#[expect(
+    clippy::match_same_arms,
+    reason = "the ranges are in order, each with its own reason"
+)]
 fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     let v4 = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());

@@ -252,7 +252,7 @@ async fn a_late_answer_on_a_connection_that_opened_late_is_not_waited_for() {
 #[tokio::test]
 async fn an_upstream_that_never_pauses_is_ended_in_time_too() {
     let Step::Write(chunk) = chunk(&"data: 1\n\n".repeat(2_000)) else {
-        unreachable!("a chunk is written");
+        panic!("a chunk is written");
     };
     let server = Server::start(vec![stream_head(), Step::Flood(chunk)]).await;
     let relay = Relay::with(&server, total_ms(1_000));

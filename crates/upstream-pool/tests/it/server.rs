@@ -130,7 +130,7 @@ impl Server {
     }
 
     /// Waits until something has come to pass.
-    pub(crate) async fn wait_for(&self, is_reached: impl Fn(&Counts) -> bool) {
+    pub(crate) async fn wait_for(&self, is_reached: impl Fn(&Counts) -> bool + Send + Sync) {
         let mut counts = self.counts.clone();
         let reached = timeout(SOON, counts.wait_for(|counts| is_reached(counts))).await;
         let counts = self.counts.borrow().clone();
