@@ -68,5 +68,7 @@ pub use clock::ManualClock;
 pub use link::Link;
 pub use process::{FinishedProcess, Program, RunningProcess};
 pub use small_disk::{Ballast, SmallDisk};
-pub use upstream::{ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd};
+pub use upstream::{
+    AzureRefusal, ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd,
+};
 pub use wire::Headers;

@@ -18,6 +18,8 @@ mod stream;
 
 mod openai;
 
+mod azure;
+
 mod play;
 
 use std::fmt::Write as _;
@@ -35,6 +37,7 @@ use tokio::net::TcpSocket;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
+pub use self::azure::AzureRefusal;
 pub use self::quirk::{ErrorShape, Quirk};
 pub use self::script::{Gate, Script};
 pub use self::served::{Served, ServedEnd};
@@ -184,6 +187,19 @@ impl FakeUpstream {
     pub fn models(&self, ids: &[&str]) -> &Self {
         self.shared.scripts.lock().models = ids.iter().map(|id| (*id).to_owned()).collect();
         self
+    }
+
+    /// Is an Azure resource with these deployments from now on: other paths, credentials and
+    /// deployments are refused as Azure does, before any script is asked.
+    pub fn azure(&self, deployments: &[&str]) -> &Self {
+        let deployments = deployments.iter().map(|name| (*name).to_owned()).collect();
+        self.shared.scripts.lock().azure = Some(azure::Resource { deployments });
+        self
+    }
+
+    /// Returns `http://127.0.0.1:PORT`, the base URL of an Azure resource.
+    pub fn origin(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Closes so many of the next connections as soon as they are accepted.

@@ -150,7 +150,13 @@ impl<'a> Attempt<'a> {
             return answer;
         };
 
-        let request = self.request(address, body);
+        let Some(request) = self.request(address, body) else {
+            return Err(Failure::new(
+                ErrorClass::CallerFault,
+                SendStage::NotSent,
+                "the name of the model cannot stand in a path",
+            ));
+        };
         let deadlines = &self.lane.upstream.deadlines;
         let patience = Patience {
             connect: deadlines.connect.min(self.left()),
@@ -174,7 +180,7 @@ impl<'a> Attempt<'a> {
         self.read_answer(answer, wire, sent_at).await
     }
 
-    fn request(&self, address: &Address, body: Bytes) -> Request<Bytes> {
+    fn request(&self, address: &Address, body: Bytes) -> Option<Request<Bytes>> {
         let headers = self.lane.key.headers.of_request(
             self.dispatcher.user_agent(),
             self.call.streams,
@@ -182,9 +188,9 @@ impl<'a> Attempt<'a> {
         );
         let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = address.uri(self.call.endpoint).clone();
+        *request.uri_mut() = address.uri(self.call.endpoint, self.lane.model)?;
         *request.headers_mut() = headers;
-        request
+        Some(request)
     }
 
     async fn read_answer(

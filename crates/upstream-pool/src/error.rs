@@ -40,6 +40,9 @@ pub enum ErrorClass {
     Auth,
     /// The account behind this upstream key has no money: 402, `insufficient_quota`.
     Funds,
+    /// The provider does not know what our configuration names: a deployment, a path, a version.
+    /// Another upstream may serve the request, and nothing is wrong with this one otherwise.
+    Misconfigured,
     /// The request itself is at fault: 400, 404, 413, 422, a content filter.
     CallerFault,
     /// The request is too long for the model.
@@ -50,7 +53,7 @@ pub enum ErrorClass {
 
 words!(
     ErrorClass,
-    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, funds, caller_fault, context_length, internal",
+    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, funds, misconfigured, caller_fault, context_length, internal",
     {
         ErrorClass::NoTarget => "no_target",
         ErrorClass::Connect => "connect",
@@ -62,6 +65,7 @@ words!(
         ErrorClass::RateLimited => "rate_limited",
         ErrorClass::Auth => "auth",
         ErrorClass::Funds => "funds",
+        ErrorClass::Misconfigured => "misconfigured",
         ErrorClass::CallerFault => "caller_fault",
         ErrorClass::ContextLength => "context_length",
         ErrorClass::Internal => "internal",
@@ -103,7 +107,7 @@ impl ErrorClass {
     pub const fn origin(self) -> ErrorOrigin {
         match self {
             Self::CallerFault | Self::ContextLength => ErrorOrigin::Downstream,
-            Self::NoTarget | Self::Internal => ErrorOrigin::Internal,
+            Self::NoTarget | Self::Misconfigured | Self::Internal => ErrorOrigin::Internal,
             Self::Connect
             | Self::Timeout
             | Self::Reset
@@ -128,6 +132,7 @@ impl ErrorClass {
             Self::RateLimited => "the upstream limits the rate of this upstream key",
             Self::Auth => "the upstream refused this upstream key",
             Self::Funds => "the upstream account has no funds left",
+            Self::Misconfigured => "the upstream does not know what its configuration names",
             Self::CallerFault => "the upstream refused the request",
             Self::ContextLength => "the request is too long for the model",
             Self::Internal => "the request could not be sent",

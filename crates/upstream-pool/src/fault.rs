@@ -1,4 +1,9 @@
 //! Reads a provider's error object and classifies it.
+//!
+//! # Source
+//! Azure: answers seen in public issues, November 2026. A status as text is its usual `code`; a
+//! deployment that was just made is unknown for minutes; where `code` says nothing of a content
+//! filter, `innererror` does.
 
 use std::sync::LazyLock;
 
@@ -29,6 +34,7 @@ pub(crate) fn read_fault(body: &[u8]) -> Option<ProviderFault> {
         }
         _ => &body,
     };
+    let inner = object.get("innererror").and_then(Value::as_object);
     Some(ProviderFault {
         message: text(object.get("message")).or_else(|| {
             object
@@ -36,7 +42,7 @@ pub(crate) fn read_fault(body: &[u8]) -> Option<ProviderFault> {
                 .map(|d| text(Some(d)).unwrap_or_else(|| d.to_string()))
         }),
         kind: text(object.get("type")),
-        code: text(object.get("code")),
+        code: text(object.get("code")).or_else(|| inner.and_then(|inner| text(inner.get("code")))),
         param: text(object.get("param")),
     })
 }
@@ -80,6 +86,10 @@ pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>)
         // somewhere else, which is nothing that the caller could mend.
         404 | 405 if fault.is_none() => ErrorClass::Protocol,
         400 | 413 | 422 if fault.is_some_and(says_too_long) => ErrorClass::ContextLength,
+        // Azure's words for a path or version that it does not have.
+        404 if fault.is_some_and(|fault| fault.code.as_deref() == Some("404")) => {
+            ErrorClass::Misconfigured
+        }
         400..=499 => ErrorClass::CallerFault,
         _ => ErrorClass::Status,
     }
@@ -124,6 +134,7 @@ pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorCla
         ErrorClass::CallerFault | ErrorClass::ContextLength => StatusCode::BAD_REQUEST,
         ErrorClass::Auth => StatusCode::UNAUTHORIZED,
         ErrorClass::Funds => StatusCode::PAYMENT_REQUIRED,
+        ErrorClass::Misconfigured => StatusCode::NOT_FOUND,
         _ => StatusCode::INTERNAL_SERVER_ERROR,
     };
     (status, class)
@@ -142,8 +153,11 @@ fn classify_words(fault: &ProviderFault) -> Option<ErrorClass> {
                 | "billing_not_active"
                 | "insufficient_balance" => ErrorClass::Funds,
                 "invalid_api_key" | "authentication_error" => ErrorClass::Auth,
-                "content_filter" | "content_policy_violation" => ErrorClass::CallerFault,
                 "context_length_exceeded" => ErrorClass::ContextLength,
+                "content_filter" | "content_policy_violation" | "ResponsibleAIPolicyViolation" => {
+                    ErrorClass::CallerFault
+                }
+                "DeploymentNotFound" => ErrorClass::Misconfigured,
                 _ => return None,
             })
         })
@@ -209,6 +223,55 @@ mod tests {
         assert_eq!(
             class(500, r#"{"error":{"message":"maximum context length"}}"#),
             ErrorClass::Status
+        );
+    }
+
+    #[test]
+    fn what_azure_says_is_understood() {
+        for (status, body, expected) in [
+            (
+                400,
+                r#"{"error":{"message":"m","type":null,"param":"prompt","code":"content_filter","status":400,"innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#,
+                ErrorClass::CallerFault,
+            ),
+            (
+                403,
+                r#"{"error":{"code":null,"innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#,
+                ErrorClass::CallerFault,
+            ),
+            (
+                401,
+                r#"{"error":{"code":"401","message":"Access denied due to invalid subscription key or wrong API endpoint."}}"#,
+                ErrorClass::Auth,
+            ),
+            (
+                404,
+                r#"{"error":{"code":"DeploymentNotFound","message":"The API deployment for this resource does not exist."}}"#,
+                ErrorClass::Misconfigured,
+            ),
+            (
+                404,
+                r#"{"error":{"code":"404","message":"Resource not found"}}"#,
+                ErrorClass::Misconfigured,
+            ),
+            (
+                404,
+                r#"{"error":{"code":"model_not_found","message":"m"}}"#,
+                ErrorClass::CallerFault,
+            ),
+            (
+                429,
+                r#"{"error":{"code":"429","message":"Please retry after 42 seconds."}}"#,
+                ErrorClass::RateLimited,
+            ),
+        ] {
+            assert_eq!(class(status, body), expected, "{body}");
+        }
+        let refused =
+            r#"{"error":{"code":null,"innererror":{"code":"ResponsibleAIPolicyViolation"}}}"#;
+        assert_eq!(
+            read_fault(refused.as_bytes()).unwrap().code.as_deref(),
+            Some("ResponsibleAIPolicyViolation")
         );
     }
 

@@ -23,7 +23,12 @@ static LET_THROUGH: [HeaderName; 5] = [
 
 const LIMIT_PREFIX: &str = "x-ratelimit-";
 
-static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Where providers put their own request id: the first that is there. The second one is Azure's,
+/// whose support asks for it.
+static REQUEST_IDS: [HeaderName; 2] = [
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("apim-request-id"),
+];
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const EVENT_STREAM: HeaderValue = HeaderValue::from_static("text/event-stream");
@@ -95,7 +100,8 @@ pub(crate) fn is_of_interest(name: &str) -> bool {
     is_limit
         || LET_THROUGH
             .iter()
-            .chain([&CONTENT_ENCODING, &REQUEST_ID])
+            .chain(&REQUEST_IDS)
+            .chain([&CONTENT_ENCODING])
             .any(|known| known.as_str().eq_ignore_ascii_case(name))
 }
 
@@ -140,7 +146,7 @@ impl LetThrough {
                 })
                 .map(|(name, value)| (name.clone(), value.clone()))
                 .collect(),
-            upstream_request_id: all.get(&REQUEST_ID).cloned(),
+            upstream_request_id: REQUEST_IDS.iter().find_map(|name| all.get(name)).cloned(),
         }
     }
 }

@@ -3,10 +3,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{
-    ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderMap, HeaderValue, USER_AGENT,
-};
-use http::{Method, Request, StatusCode};
+use http::header::{ACCEPT, ACCEPT_ENCODING, HOST, HeaderMap, HeaderValue, USER_AGENT};
+use http::{Method, Request, StatusCode, Uri};
 use secrecy::SecretString;
 use serde::Deserialize;
 use sluice_domain::upstream::{BaseUrl, ProviderKind, Upstream};
@@ -17,7 +15,7 @@ use crate::client::{ExchangeError, Origin, Patience, Reply};
 use crate::dispatch::Dispatcher;
 use crate::error::{Cause, ErrorClass};
 use crate::fault::read_fault;
-use crate::routing::upstream::{bearer, uri_below};
+use crate::routing::upstream::{credential, model_list};
 
 /// The whole probe takes no longer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -84,10 +82,12 @@ pub enum ProbeError {
         message: Option<String>,
     },
     /// Nothing is there. Some compatible servers have no list of models and work all the same.
-    #[error("there is no list of models at {url}; the base URL often ends in /v1")]
+    #[error("there is no list of models at {url}; {}", advice(*kind))]
     NotFound {
         /// What was asked for.
         url: String,
+        /// The kind of the upstream.
+        kind: ProviderKind,
     },
     /// Another status.
     #[error("the upstream answered with status {status}{}", said(message.as_deref()))]
@@ -106,6 +106,13 @@ pub enum ProbeError {
     /// The root certificates of this machine cannot be read.
     #[error("the root certificates of this machine cannot be read; install `ca-certificates`")]
     NoRootCertificates(#[source] std::io::Error),
+}
+
+fn advice(kind: ProviderKind) -> &'static str {
+    match kind {
+        ProviderKind::Azure => "check the name of the resource and the API version",
+        _ => "the base URL often ends in /v1",
+    }
 }
 
 fn said(message: Option<&str>) -> String {
@@ -144,27 +151,29 @@ impl Dispatcher {
         key: Option<&SecretString>,
     ) -> Result<ProbeReport, ProbeError> {
         match upstream.kind {
-            ProviderKind::OpenAi | ProviderKind::Compatible => {}
+            ProviderKind::OpenAi | ProviderKind::Azure | ProviderKind::Compatible => {}
             ProviderKind::Demo => {
                 return Ok(ProbeReport {
                     models: vec!["demo".to_owned()],
                     took: Duration::ZERO,
                 });
             }
-            kind @ (ProviderKind::Azure | ProviderKind::Anthropic) => {
+            kind @ ProviderKind::Anthropic => {
                 return Err(ProbeError::UnsupportedKind(kind));
             }
         }
         let base = upstream.base_url.as_ref().ok_or(ProbeError::NoBaseUrl)?;
         let begun = Instant::now();
-        let asked = self.ask_for_models(base, key, upstream.deadlines.connect, begun);
+        let uri = model_list(base, upstream.kind).ok_or(ProbeError::NoBaseUrl)?;
+        let url = format!("{}://{}{uri}", base.scheme(), base.authority());
+        let asked = self.ask_for_models(upstream, base, uri, key, begun);
         let (status, body) =
             timeout(PATIENCE, asked)
                 .await
                 .map_err(|_elapsed| ProbeError::TimedOut {
                     origin: base.origin(),
                 })??;
-        let models = read_models(status, &body, base)?;
+        let models = read_models(status, &body, upstream.kind, url)?;
         Ok(ProbeReport {
             models,
             took: begun.elapsed(),
@@ -173,9 +182,10 @@ impl Dispatcher {
 
     async fn ask_for_models(
         &self,
+        upstream: &Upstream,
         base: &BaseUrl,
+        uri: Uri,
         key: Option<&SecretString>,
-        connect: Duration,
         begun: Instant,
     ) -> Result<(StatusCode, Bytes), ProbeError> {
         let mut headers = HeaderMap::new();
@@ -185,17 +195,18 @@ impl Dispatcher {
         headers.insert(ACCEPT, HeaderValue::from_static("application/json"));
         headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         if let Some(key) = key {
-            headers.insert(AUTHORIZATION, bearer(key).ok_or(ProbeError::UnusableKey)?);
+            let (name, value) = credential(upstream.kind, key).ok_or(ProbeError::UnusableKey)?;
+            headers.insert(name, value);
         }
         let mut request = Request::new(Bytes::new());
         *request.method_mut() = Method::GET;
-        *request.uri_mut() = uri_below(base, "/models").ok_or(ProbeError::NoBaseUrl)?;
+        *request.uri_mut() = uri;
         *request.headers_mut() = headers;
 
         let origin = || base.origin();
         let destination = Origin::new(base).ok_or(ProbeError::NoBaseUrl)?;
         let patience = Patience {
-            connect,
+            connect: upstream.deadlines.connect,
             head: PATIENCE,
         };
         let Reply {
@@ -238,19 +249,23 @@ impl Dispatcher {
     }
 }
 
-fn read_models(status: StatusCode, body: &[u8], base: &BaseUrl) -> Result<Vec<String>, ProbeError> {
-    let url = || format!("{base}/models");
+fn read_models(
+    status: StatusCode,
+    body: &[u8],
+    kind: ProviderKind,
+    url: String,
+) -> Result<Vec<String>, ProbeError> {
     let message = || read_fault(body).and_then(|fault| fault.message);
     match status.as_u16() {
         200 => match serde_json::from_slice::<ModelList>(body) {
             Ok(list) => Ok(list.data.into_iter().map(|model| model.id).collect()),
-            Err(_other) => Err(ProbeError::NotAModelList { url: url() }),
+            Err(_other) => Err(ProbeError::NotAModelList { url }),
         },
         status @ (401 | 403) => Err(ProbeError::KeyRefused {
             status,
             message: message(),
         }),
-        404 | 405 => Err(ProbeError::NotFound { url: url() }),
+        404 | 405 => Err(ProbeError::NotFound { url, kind }),
         status => Err(ProbeError::UnexpectedStatus {
             status,
             message: message(),

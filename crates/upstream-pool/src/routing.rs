@@ -5,6 +5,8 @@
 
 pub(crate) mod upstream;
 
+mod azure;
+
 mod index;
 
 pub(crate) mod plan;

@@ -35,6 +35,7 @@ pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
         | ErrorClass::Cut
         | ErrorClass::Protocol
         | ErrorClass::Status
+        | ErrorClass::Misconfigured
         | ErrorClass::Internal => Code::UpstreamError,
         ErrorClass::Timeout => Code::UpstreamTimeout,
         ErrorClass::RateLimited => Code::RateLimitExceeded,

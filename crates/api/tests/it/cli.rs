@@ -683,6 +683,7 @@ fn wrong_usage_ends_with_2() {
         vec!["tenant", "quota", "acme"],
         vec!["upstream", "key", "add", "openai", "main"],
         vec!["upstream", "create", "x", "--kind", "compatible"],
+        vec!["upstream", "create", "x", "--kind", "azure"],
         vec![
             "upstream",
             "create",

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod audit;
 #[cfg(test)]
+mod azure;
+#[cfg(test)]
 mod cli;
 #[cfg(test)]
 mod crash;

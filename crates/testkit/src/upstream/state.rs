@@ -6,6 +6,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
+use super::azure::Resource;
 use super::call::{Call, CallKind};
 use super::script::Script;
 use super::served::{Served, ServedEnd};
@@ -33,6 +34,7 @@ pub(super) struct Scripts {
     pub(super) by_model: HashMap<String, Script>,
     pub(super) default: Script,
     pub(super) models: Vec<String>,
+    pub(super) azure: Option<Resource>,
     /// So many of the next connections are closed at once.
     pub(super) connections_to_close: usize,
 }
@@ -48,6 +50,9 @@ pub(super) struct Log {
 impl Scripts {
     /// Takes the script for a call.
     fn take(&mut self, call: &Call) -> Script {
+        if let Some(refusal) = self.azure.as_ref().and_then(|azure| azure.refusal(call)) {
+            return refusal;
+        }
         let path = call.target.split('?').next().unwrap_or_default();
         if let Some((_, script)) = self
             .by_path
@@ -93,6 +98,7 @@ impl Shared {
                 by_model: HashMap::new(),
                 default: Script::new(),
                 models: MODELS.map(str::to_owned).to_vec(),
+                azure: None,
                 connections_to_close: 0,
             }),
             log: Mutex::new(Log::default()),

@@ -213,7 +213,10 @@ fn uris_hosts_and_credentials_are_prepared() {
     let address = lane.upstream.address.as_ref().unwrap();
     assert_eq!(address.host, "api.example.com");
     assert_eq!(
-        address.uri(Endpoint::ChatCompletions).to_string(),
+        address
+            .uri(Endpoint::ChatCompletions, "m")
+            .unwrap()
+            .to_string(),
         "/v1/chat/completions"
     );
     let base = "https://api.example.com".parse().unwrap();
@@ -228,8 +231,8 @@ fn uris_hosts_and_credentials_are_prepared() {
 fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
     let mut off = upstream(2);
     off.state = EntityState::Disabled;
-    let mut azure = upstream(3);
-    azure.kind = ProviderKind::Azure;
+    let mut other = upstream(3);
+    other.kind = ProviderKind::Anthropic;
     let keyless = upstream(4);
     let bad_secret = upstream(5);
     let mut foreign = upstream(6);
@@ -248,7 +251,7 @@ fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
             upstreams: vec![
                 upstream(1),
                 off,
-                azure,
+                other,
                 keyless,
                 bad_secret,
                 foreign,
@@ -262,7 +265,7 @@ fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
 
     let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
     for part in [
-        "`up-3` is of kind `azure`",
+        "`up-3` is of kind `anthropic`",
         "`up-4` has no usable key",
         "key `key-5` of upstream `up-5`",
         "`up-5` has no usable key",

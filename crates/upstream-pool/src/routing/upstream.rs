@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::Uri;
-use http::header::{AUTHORIZATION, HeaderValue};
+use http::header::{AUTHORIZATION, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::route::Endpoint;
@@ -13,6 +13,7 @@ use sluice_domain::upstream::{
 };
 
 use super::RoutingProblem;
+use super::azure;
 use super::wheel::Wheel;
 use crate::client::Origin;
 use crate::head::PreparedHeaders;
@@ -46,48 +47,94 @@ pub(crate) struct PreparedKey {
 pub(crate) struct Address {
     pub(crate) origin: Origin,
     pub(crate) host: HeaderValue,
-    chat_completions: Uri,
-    completions: Uri,
-    embeddings: Uri,
+    paths: Paths,
+}
+
+/// Where the endpoints of an upstream are.
+#[derive(Debug)]
+enum Paths {
+    /// At one place each, whatever the model.
+    Fixed(Box<[Uri; 3]>),
+    /// At a place for each model.
+    ByDeployment(azure::DeploymentPaths),
 }
 
 impl Address {
     /// Splits a base URL into what requests need; `None` when it does not fit into a request.
-    fn new(base: &BaseUrl) -> Option<Self> {
+    fn new(base: &BaseUrl, kind: ProviderKind) -> Option<Self> {
+        let paths = match kind {
+            ProviderKind::Azure => match azure::paths(base, None) {
+                azure::Paths::Plain { before, query } => {
+                    Paths::Fixed(Box::new(endpoints(&before, &query)?))
+                }
+                azure::Paths::ByDeployment(paths) => Paths::ByDeployment(paths),
+            },
+            _ => Paths::Fixed(Box::new(endpoints(base.path(), "")?)),
+        };
         Some(Self {
             origin: Origin::new(base)?,
             host: HeaderValue::from_str(base.authority()).ok()?,
-            chat_completions: uri_below(base, Endpoint::ChatCompletions.path())?,
-            completions: uri_below(base, Endpoint::Completions.path())?,
-            embeddings: uri_below(base, Endpoint::Embeddings.path())?,
+            paths,
         })
     }
 
-    /// Returns the URI of an endpoint; cloning it does not parse or copy text.
-    pub(crate) fn uri(&self, endpoint: Endpoint) -> &Uri {
-        match endpoint {
-            Endpoint::ChatCompletions => &self.chat_completions,
-            Endpoint::Completions => &self.completions,
-            Endpoint::Embeddings => &self.embeddings,
-        }
+    /// Returns the URI of an endpoint; `None` when the name of the model cannot stand in it.
+    ///
+    /// Where no model stands in it, no text is parsed or copied.
+    pub(crate) fn uri(&self, endpoint: Endpoint, model: &str) -> Option<Uri> {
+        let [chat_completions, completions, embeddings] = match &self.paths {
+            Paths::Fixed(uris) => &**uris,
+            Paths::ByDeployment(paths) => return paths.uri(endpoint, model),
+        };
+        let uri = match endpoint {
+            Endpoint::ChatCompletions => chat_completions,
+            Endpoint::Completions => completions,
+            Endpoint::Embeddings => embeddings,
+        };
+        Some(uri.clone())
     }
 }
 
-/// Builds the URI of a path below a base URL, as it stands in a request to its origin.
-pub(crate) fn uri_below(base: &BaseUrl, path: &str) -> Option<Uri> {
-    Uri::builder()
-        .path_and_query(format!("{}{path}", base.path()))
-        .build()
-        .ok()
+/// Builds the URIs of the endpoints, in the order of [`Address::uri`].
+fn endpoints(before: &str, query: &str) -> Option<[Uri; 3]> {
+    let uri = |endpoint: Endpoint| path_and_query(&format!("{before}{}{query}", endpoint.path()));
+    Some([
+        uri(Endpoint::ChatCompletions)?,
+        uri(Endpoint::Completions)?,
+        uri(Endpoint::Embeddings)?,
+    ])
 }
 
-/// Builds `authorization: Bearer …`; `None` when the secret is empty or cannot stand in a header.
-pub(crate) fn bearer(secret: &SecretString) -> Option<HeaderValue> {
+/// Returns where an upstream lists its models.
+pub(crate) fn model_list(base: &BaseUrl, kind: ProviderKind) -> Option<Uri> {
+    match kind {
+        ProviderKind::Azure => path_and_query(&azure::model_list(base, None)),
+        _ => path_and_query(&format!("{}/models", base.path())),
+    }
+}
+
+/// Builds a URI as it stands in a request to its origin.
+pub(super) fn path_and_query(text: &str) -> Option<Uri> {
+    Uri::builder().path_and_query(text).build().ok()
+}
+
+/// Builds the header that carries a secret; `None` when the secret is empty or cannot stand in one.
+pub(crate) fn credential(
+    kind: ProviderKind,
+    secret: &SecretString,
+) -> Option<(HeaderName, HeaderValue)> {
+    match kind {
+        ProviderKind::Azure => Some((azure::API_KEY, header_of("", secret)?)),
+        _ => Some((AUTHORIZATION, header_of("Bearer ", secret)?)),
+    }
+}
+
+fn header_of(scheme: &str, secret: &SecretString) -> Option<HeaderValue> {
     let secret = secret.expose_secret();
     if secret.is_empty() || !secret.bytes().all(|b| b.is_ascii_graphic()) {
         return None;
     }
-    let mut value = HeaderValue::from_str(&format!("Bearer {secret}")).ok()?;
+    let mut value = HeaderValue::from_str(&format!("{scheme}{secret}")).ok()?;
     value.set_sensitive(true);
     Some(value)
 }
@@ -101,7 +148,7 @@ impl PreparedUpstream {
     ) -> Option<Self> {
         let name = || upstream.name.as_str().to_owned();
         let (address, keys) = match upstream.kind {
-            ProviderKind::Azure | ProviderKind::Anthropic => {
+            ProviderKind::Anthropic => {
                 problems.push(RoutingProblem::UnsupportedKind {
                     upstream: name(),
                     kind: upstream.kind,
@@ -118,12 +165,12 @@ impl PreparedUpstream {
                     },
                 )],
             ),
-            ProviderKind::OpenAi | ProviderKind::Compatible => {
+            ProviderKind::OpenAi | ProviderKind::Azure | ProviderKind::Compatible => {
                 let Some(base) = &upstream.base_url else {
                     problems.push(RoutingProblem::NoBaseUrl { upstream: name() });
                     return None;
                 };
-                let Some(address) = Address::new(base) else {
+                let Some(address) = Address::new(base, upstream.kind) else {
                     problems.push(RoutingProblem::UnusableBaseUrl { upstream: name() });
                     return None;
                 };
@@ -170,14 +217,14 @@ fn prepare_keys(
     keys.iter()
         .filter(|(key, _)| key.state == EntityState::Active)
         .filter_map(|(key, secret)| {
-            let Some(value) = bearer(secret) else {
+            let Some(credential) = credential(upstream.kind, secret) else {
                 problems.push(RoutingProblem::UnusableSecret {
                     upstream: upstream.name.as_str().to_owned(),
                     key: key.name.as_str().to_owned(),
                 });
                 return None;
             };
-            let headers = PreparedHeaders::new(host, Some((AUTHORIZATION, value)));
+            let headers = PreparedHeaders::new(host, Some(credential));
             Some((
                 key.weight,
                 PreparedKey {
