@@ -184,23 +184,31 @@ impl RelayCall {
         self.worker.app.config.relay.max_answer_bytes
     }
 
+    /// Notes an attempt before anything of it is sent.
+    fn begin_attempt(&self, target: &TargetInfo<'_>) {
+        let now = self.worker.app.now();
+        self.side.attempt_begins(target, now);
+        crash::point("attempt.begun");
+        self.worker.lane.attempt(&AttemptStart {
+            request_id: self.request_id,
+            n: target.attempt,
+            upstream_id: target.upstream_id,
+            upstream_key_id: target.upstream_key_id,
+            upstream_model: Arc::clone(target.upstream_model),
+            started_at: now,
+        });
+    }
+
     async fn dispatch(&self) -> Result<UpstreamAnswer, Box<DispatchError>> {
         let app = &self.worker.app;
         let render = |target: &TargetInfo<'_>| {
-            let now = app.now();
-            self.side.attempt_begins(target, now);
-            crash::point("attempt.begun");
-            self.worker.lane.attempt(&AttemptStart {
-                request_id: self.request_id,
-                n: target.attempt,
-                upstream_id: target.upstream_id,
-                upstream_key_id: target.upstream_key_id,
-                upstream_model: Arc::clone(target.upstream_model),
-                started_at: now,
-            });
+            if !target.is_repeated {
+                self.begin_attempt(target);
+            }
             let changes = Changes {
                 model: (**target.upstream_model != *self.model).then_some(&**target.upstream_model),
-                ask_for_usage: self.streams,
+                ask_for_usage: self.streams && target.takes_stream_options,
+                no_stream_options: !target.takes_stream_options,
                 // OpenAI pads every event otherwise; other servers may not know the option.
                 no_obfuscation: self.streams && target.kind == ProviderKind::OpenAi,
                 max_output: self.max_output.map(|tokens| MaxOutput {

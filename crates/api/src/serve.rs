@@ -436,9 +436,16 @@ fn start_workers(
     app: &Arc<App>,
     listeners: Listeners,
 ) -> anyhow::Result<Vec<JoinHandle<anyhow::Result<()>>>> {
+    let options = ClientOptions {
+        max_idle_per_host: app.config.relay.max_idle_upstream_connections,
+        ..ClientOptions::default()
+    };
+    // Each thread has connections of its own; what is learned about servers is for all.
+    let first = Dispatcher::new(options);
     let mut threads = Vec::new();
     for (number, listener) in listeners.into_iter().enumerate() {
         let app = Arc::clone(app);
+        let dispatcher = first.fork();
         let thread = std::thread::Builder::new()
             .name(format!("relay-{number}"))
             .spawn(move || {
@@ -448,10 +455,6 @@ fn start_workers(
                     .build()
                     .context("the runtime of a thread cannot be started")?;
                 runtime.block_on(async move {
-                    let options = ClientOptions {
-                        max_idle_per_host: app.config.relay.max_idle_upstream_connections,
-                        ..ClientOptions::default()
-                    };
                     let lane = app.ledger.lane();
                     tokio::spawn(Arc::clone(&lane).run());
                     let board = Arc::<Board>::default();
@@ -460,7 +463,7 @@ fn start_workers(
                         app,
                         lane,
                         board,
-                        dispatcher: Dispatcher::new(options),
+                        dispatcher,
                         detached: TaskTracker::new(),
                     });
                     server::accept(worker, listener).await

@@ -105,7 +105,7 @@ fn main() {
         model: Some("upstream-model"),
         ask_for_usage: true,
         no_obfuscation: true,
-        max_output: None,
+        ..Changes::default()
     };
     measure("rewrite, code", || {
         rewrite(black_box(&body), &read, &changes)

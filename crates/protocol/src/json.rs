@@ -146,7 +146,7 @@ impl<'a> Walker<'a> {
         Ok(walker)
     }
 
-    /// Returns the position behind the opening bracket, before the first value was read.
+    /// Returns the position behind the value that was read last, or behind the opening bracket.
     pub(crate) const fn position(&self) -> usize {
         self.at
     }
@@ -349,7 +349,7 @@ fn check_escapes(string: &[u8], start: usize) -> Result<(), Malformed> {
 }
 
 /// Returns what a quoted string says.
-fn decode(quoted: &[u8]) -> Option<Cow<'_, str>> {
+pub(crate) fn decode(quoted: &[u8]) -> Option<Cow<'_, str>> {
     let inner = quoted.get(1..quoted.len().checked_sub(1)?)?;
     if memchr::memchr(b'\\', inner).is_none() {
         return str::from_utf8(inner).ok().map(Cow::Borrowed);

@@ -56,6 +56,8 @@ pub struct Outline<'a> {
 pub struct StreamOptionsMember {
     /// Where its value stands: an object or `null`.
     pub range: Range<usize>,
+    /// Where the value before it ends, or the opening bracket when it is the first member.
+    pub behind: usize,
     /// What stands there.
     pub form: StreamOptionsForm,
     /// Whether the client asked for usage.
@@ -64,6 +66,8 @@ pub struct StreamOptionsMember {
     pub include_usage_range: Option<Range<usize>>,
     /// Whether the client set `include_obfuscation` itself.
     pub sets_obfuscation: bool,
+    /// Whether there is anything in it beside `include_usage`.
+    pub has_others: bool,
 }
 
 /// What stands as the value of `stream_options`.
@@ -177,14 +181,16 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
     let (mut n, mut best_of, mut prompts) = (1, 1, 1);
     let mut wants_base64 = false;
 
+    let mut behind = insert_at;
     while let Some(Member { key, value }) = walker.next_member()? {
+        let behind = std::mem::replace(&mut behind, walker.position());
         let Some(field) = keys.recognize(&key)? else {
             continue;
         };
         match field {
             Field::Model => model = Some((read_model(&value)?, value.range())),
             Field::Stream => streams = field.bool(&value)?,
-            Field::StreamOptions => stream_options = Some(read_stream_options(&value)?),
+            Field::StreamOptions => stream_options = Some(read_stream_options(&value, behind)?),
             Field::MaxTokens => {
                 max_tokens = field.integer(&value)?;
                 max_tokens_ranges[0] = Some(value.range());
@@ -250,9 +256,13 @@ fn read_model<'a>(value: &Value<'a>) -> Result<Cow<'a, str>, OutlineError> {
     Ok(model)
 }
 
-fn read_stream_options(value: &Value<'_>) -> Result<StreamOptionsMember, OutlineError> {
+fn read_stream_options(
+    value: &Value<'_>,
+    behind: usize,
+) -> Result<StreamOptionsMember, OutlineError> {
     let mut member = StreamOptionsMember {
         range: value.range(),
+        behind,
         form: if value.kind == Kind::Null {
             StreamOptionsForm::Null
         } else {
@@ -261,6 +271,7 @@ fn read_stream_options(value: &Value<'_>) -> Result<StreamOptionsMember, Outline
         include_usage: false,
         include_usage_range: None,
         sets_obfuscation: false,
+        has_others: false,
     };
     if member.form == StreamOptionsForm::Null {
         return Ok(member);
@@ -277,6 +288,7 @@ fn read_stream_options(value: &Value<'_>) -> Result<StreamOptionsMember, Outline
     while let Some(Member { key, value: inner }) = walker.next_member().map_err(shift)? {
         member.form = StreamOptionsForm::Filled;
         let Some(field) = keys.recognize(&key)? else {
+            member.has_others = true;
             continue;
         };
         if field == Field::IncludeUsage {
@@ -285,6 +297,7 @@ fn read_stream_options(value: &Value<'_>) -> Result<StreamOptionsMember, Outline
             member.include_usage_range = Some(value.start + start..value.start + end);
         } else {
             member.sets_obfuscation = true;
+            member.has_others = true;
         }
     }
     Ok(member)
@@ -337,6 +350,9 @@ pub struct Changes<'a> {
     pub model: Option<&'a str>,
     /// Whether a stream is asked to end with its usage.
     pub ask_for_usage: bool,
+    /// Whether `stream_options` are taken out, for a server that refuses them; where the client
+    /// chose more than usage they stay, and the refusal is for the client.
+    pub no_stream_options: bool,
     /// Whether a stream is asked not to pad its events, unless the client chose.
     pub no_obfuscation: bool,
     /// Most tokens of each answer, lower than what the client or the model would allow.
@@ -380,7 +396,11 @@ pub fn rewrite(body: &Bytes, outline: &Outline<'_>, changes: &Changes<'_>) -> By
         range: outline.model_range.clone(),
         text: [text, "", ""],
     });
-    let (value, members) = stream_options_edits(outline, changes);
+    let (value, members) = if changes.no_stream_options {
+        (None, removal(body, outline))
+    } else {
+        stream_options_edits(outline, changes)
+    };
     let limit = changes.max_output.map(LimitText::new);
     let [first, second] = limit
         .as_ref()
@@ -389,7 +409,8 @@ pub fn rewrite(body: &Bytes, outline: &Outline<'_>, changes: &Changes<'_>) -> By
     if edits.iter().all(Option::is_none) {
         return body.clone();
     }
-    edits.sort_unstable_by_key(|edit| edit.as_ref().map(|edit| edit.range.start));
+    // What is inserted comes before what is removed at the same place.
+    edits.sort_unstable_by_key(|edit| edit.as_ref().map(|edit| (edit.range.start, edit.range.end)));
 
     let added: usize = edits
         .iter()
@@ -444,6 +465,23 @@ impl LimitText {
             })
         })
     }
+}
+
+/// Returns the edit that takes `stream_options` out, with the comma that belongs to them.
+fn removal(body: &[u8], outline: &Outline<'_>) -> Option<Edit<'static>> {
+    let options = outline.stream_options.as_ref().filter(|o| !o.has_others)?;
+    let mut end = options.range.end;
+    if options.behind == outline.insert_at {
+        let rest = body.get(end..)?;
+        let space = rest.len() - rest.trim_ascii_start().len();
+        if rest.get(space) == Some(&b',') {
+            end += space + 1;
+        }
+    }
+    Some(Edit {
+        range: options.behind..end,
+        text: [""; 3],
+    })
 }
 
 /// Returns the edit of the value of `include_usage`, and the one that adds members.

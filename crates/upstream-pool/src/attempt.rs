@@ -16,9 +16,10 @@ use crate::error::{Cause, ErrorClass, ProviderFault, Refusal, SendStage};
 use crate::fault::{classify_disguised, classify_status, is_error_object, read_fault};
 use crate::first_event::{FirstEvent, FirstEventScanner};
 use crate::head::{AnswerHeaders, LetThrough};
+use crate::quirk::names_stream_options;
 use crate::retry_after::retry_after;
-use crate::routing::Lane;
 use crate::routing::upstream::Address;
+use crate::routing::{Lane, TargetInfo};
 
 /// The body of an error is read up to here; a longer one is dropped.
 const MAX_ERROR_BYTES: usize = 1024 * 1024;
@@ -139,9 +140,15 @@ impl<'a> Attempt<'a> {
     }
 
     pub(crate) async fn run(&mut self) -> Result<Outcome, Box<Failure>> {
-        let body = (self.call.render)(&self.lane.info());
-        let Some(address) = &self.lane.upstream.address else {
-            let answer = demo::answer(self.call, &self.lane.info(), &body, self.started_at);
+        let (lane, quirks) = (self.lane, self.dispatcher.quirks());
+        let upstream = lane.upstream;
+        let info = TargetInfo {
+            takes_stream_options: quirks.takes_stream_options(upstream.id, self.started_at),
+            ..lane.info()
+        };
+        let body = (self.call.render)(&info);
+        let Some(address) = &upstream.address else {
+            let answer = demo::answer(self.call, &info, &body, self.started_at);
             let status = match &answer {
                 Ok(outcome) => Some(outcome.status),
                 Err(failure) => failure.refusal.as_ref().map(|refusal| refusal.status),
@@ -150,6 +157,28 @@ impl<'a> Attempt<'a> {
             return answer;
         };
 
+        let refused = match self.exchange(address, body.clone()).await {
+            Err(failure) if info.takes_stream_options && names_stream_options(&failure) => failure,
+            result => return result,
+        };
+        let without = (self.call.render)(&TargetInfo {
+            takes_stream_options: false,
+            is_repeated: true,
+            ..info
+        });
+        if without == body {
+            return Err(refused);
+        }
+        let result = self.exchange(address, without).await;
+        if result.is_ok() {
+            // A mistake of the client would be refused again.
+            quirks.refuses_stream_options(upstream.id, self.started_at);
+        }
+        result
+    }
+
+    /// Sends one request and reads the beginning of its answer.
+    async fn exchange(&mut self, address: &Address, body: Bytes) -> Result<Outcome, Box<Failure>> {
         let Some(request) = self.request(address, body) else {
             return Err(Failure::new(
                 ErrorClass::CallerFault,

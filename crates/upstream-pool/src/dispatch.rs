@@ -22,6 +22,7 @@ use crate::body::UpstreamBody;
 use crate::client::{Connections, PoolOptions};
 use crate::error::{Attempts, DispatchError};
 use crate::health::pass::UpstreamSlot;
+use crate::quirk::Quirks;
 use crate::routing::{RoutePlan, TargetInfo};
 
 use self::tour::Tour;
@@ -65,7 +66,8 @@ pub struct Call<'a> {
     /// The bound of its tokens, for limits of upstreams.
     pub token_bound: u64,
     /// Renders the body for the target that was chosen; called once per attempt, before anything
-    /// of it is sent.
+    /// of it is sent, and once more with [`TargetInfo::is_repeated`] where the server refused a
+    /// part of it that can be left out.
     pub render: &'a (dyn Fn(&TargetInfo<'_>) -> Bytes + Send + Sync),
     /// Called at the end of each attempt, so that attempts are known also when the client leaves.
     pub attempt_ended: &'a (dyn Fn(&AttemptRecord) + Send + Sync),
@@ -140,6 +142,7 @@ pub struct Dispatcher {
 struct Shared {
     user_agent: HeaderValue,
     connections: Connections,
+    quirks: Arc<Quirks>,
 }
 
 impl Dispatcher {
@@ -159,6 +162,7 @@ impl Dispatcher {
             shared: Arc::new(Shared {
                 user_agent,
                 connections,
+                quirks: Arc::default(),
             }),
         }
     }
@@ -168,12 +172,18 @@ impl Dispatcher {
     pub fn fork(&self) -> Self {
         let user_agent = self.shared.user_agent.clone();
         let connections = self.shared.connections.fork();
+        let quirks = Arc::clone(&self.shared.quirks);
         Self {
             shared: Arc::new(Shared {
                 user_agent,
                 connections,
+                quirks,
             }),
         }
+    }
+
+    pub(crate) fn quirks(&self) -> &Quirks {
+        &self.shared.quirks
     }
 
     pub(crate) fn user_agent(&self) -> &HeaderValue {

@@ -13,8 +13,8 @@
 //! Modules in reading order: [`routing`] (what may serve a request), [`error`] (what can go wrong),
 //! `health` (breakers, rests, limits), [`body`] (the answer's bytes), [`dispatch`] (one request,
 //! tried until it is answered), [`demo`], [`probe`], [`tls`]. Private: `head` (which headers pass),
-//! `fault` (a provider's error object), `retry_after`, `attempt`, `first_event`, `watch` (the timer
-//! of an answer), `client` (connections).
+//! `fault` (a provider's error object), `retry_after`, `attempt`, `first_event`, `quirk` (what was
+//! learned about a server), `watch` (the timer of an answer), `client` (connections).
 //!
 //! To let another header of an answer through, add it to the list in `head`; to relay another
 //! provider kind, give it its credential header and its paths in `routing::upstream`; to judge
@@ -34,6 +34,8 @@ mod health;
 mod head;
 
 mod first_event;
+
+mod quirk;
 
 mod watch;
 

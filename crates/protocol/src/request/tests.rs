@@ -261,7 +261,7 @@ fn a_body_without_changes_is_not_copied() {
         model: Some("m"),
         ask_for_usage: true,
         no_obfuscation: true,
-        max_output: None,
+        ..Changes::default()
     };
     assert_eq!(rewrite(&body, &outline, &changes).as_ptr(), body.as_ptr());
 }
@@ -307,6 +307,39 @@ fn a_limit_of_the_output_replaces_every_one_there_is_or_is_added() {
         ),
     ] {
         assert_eq!(rewritten(body, limit(member)), expected);
+    }
+}
+
+#[test]
+fn stream_options_are_taken_out_with_their_comma_unless_the_client_chose_more() {
+    let without = Changes {
+        no_stream_options: true,
+        max_output: Some(MaxOutput {
+            tokens: 7,
+            member: MaxOutputMember::MaxTokens,
+        }),
+        ..Changes::default()
+    };
+    for (body, expected) in [
+        (
+            r#"{ "stream_options" : {"include_usage":true} , "model":"m"}"#,
+            r#"{"max_tokens":7, "model":"m"}"#,
+        ),
+        (
+            r#"{"model":"m" , "stream_options":null,"stream":true}"#,
+            r#"{"max_tokens":7,"model":"m","stream":true}"#,
+        ),
+        (
+            r#"{"model":"m","stream_options":{} }"#,
+            r#"{"max_tokens":7,"model":"m" }"#,
+        ),
+        (
+            r#"{"model":"m","stream_options":{"x":1}}"#,
+            r#"{"max_tokens":7,"model":"m","stream_options":{"x":1}}"#,
+        ),
+        (r#"{"model":"m"}"#, r#"{"max_tokens":7,"model":"m"}"#),
+    ] {
+        assert_eq!(rewritten(body, without), expected);
     }
 }
 
@@ -558,18 +591,23 @@ proptest! {
     }
 
     #[test]
-    fn a_rewritten_body_differs_in_the_changed_values_only(body in any_body(), model in "[a-z\"\\\\]{1,9}", usage: bool, clear: bool, limit in prop::option::of((0_i64..9_999, any::<bool>()))) {
+    fn a_rewritten_body_differs_in_the_changed_values_only(body in any_body(), model in "[a-z\"\\\\]{1,9}", usage: bool, clear: bool, without: bool, limit in prop::option::of((0_i64..9_999, any::<bool>()))) {
         let body = Bytes::from(body);
         if let Ok(read) = outline(&body, Endpoint::ChatCompletions) {
             let max_output = limit.map(|(tokens, new)| MaxOutput {
                 tokens,
                 member: if new { MaxOutputMember::MaxCompletionTokens } else { MaxOutputMember::MaxTokens },
             });
-            let changes = Changes { model: Some(&model), ask_for_usage: usage, no_obfuscation: clear, max_output };
+            let changes = Changes { model: Some(&model), ask_for_usage: usage, no_obfuscation: clear, no_stream_options: without, max_output };
             let after = rewrite(&body, &read, &changes);
             let mut expected: Json = serde_json::from_slice(&body).unwrap();
             expected["model"] = json!(model);
-            if read.streams {
+            let has_others = read.stream_options.as_ref().is_some_and(|options| options.has_others);
+            if without {
+                if !has_others {
+                    expected.as_object_mut().unwrap().remove("stream_options");
+                }
+            } else if read.streams {
                 if (usage || clear) && expected["stream_options"].is_null() {
  expected["stream_options"] = json!({});
  }

@@ -79,6 +79,10 @@ pub(super) fn answer(call: &Call, number: usize, script: &Script, models: &[Stri
             stream(script.status, parts, call, script)
         }
         Content::Refusal => refuse(script.status, openai::refusal(script.status, model)),
+        Content::Answer if refuses_options(call, script) => {
+            let message = "Unrecognized request argument supplied: stream_options";
+            refuse(400, openai::error(message, "invalid_request_error", None))
+        }
         Content::Answer => match &call.kind {
             CallKind::NotJson => {
                 let message = "We could not parse the JSON body of your request.";
@@ -123,6 +127,10 @@ pub(super) fn answer(call: &Call, number: usize, script: &Script, models: &[Stri
             }
         },
     }
+}
+
+fn refuses_options(call: &Call, script: &Script) -> bool {
+    script.has(Quirk::RefusesStreamOptions) && call.has_stream_options
 }
 
 fn plain_completion(call: &Call, script: &Script, frame: &Frame) -> Part {

@@ -62,6 +62,8 @@ pub enum Quirk {
     ContentLengthOff(i64),
     /// Embeddings are numbers although base64 was asked for.
     FloatEmbeddings,
+    /// `stream_options` are refused with 400, as older servers do.
+    RefusesStreamOptions,
 }
 
 /// The form of an error inside a stream.

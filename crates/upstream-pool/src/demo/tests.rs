@@ -45,6 +45,8 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         upstream_model: &model,
         client_gone: sluice_domain::upstream::ClientGone::Cancel,
         attempt: 0,
+        takes_stream_options: true,
+        is_repeated: false,
     };
     answer(&call, &target, body.to_string().as_bytes(), Fixed.now())
 }

@@ -78,6 +78,10 @@ pub struct TargetInfo<'a> {
     pub client_gone: ClientGone,
     /// Which attempt of the request it is, from 0.
     pub attempt: u32,
+    /// Whether it takes `stream_options`, as far as is known.
+    pub takes_stream_options: bool,
+    /// Whether the body is rendered once more in the same attempt.
+    pub is_repeated: bool,
 }
 
 /// One choice: a target and one of its upstream keys.
@@ -109,6 +113,8 @@ fn info<'a>(upstream: &'a PreparedUpstream, model: &'a Arc<str>) -> TargetInfo<'
         upstream_model: model,
         client_gone: upstream.client_gone,
         attempt: 0,
+        takes_stream_options: true,
+        is_repeated: false,
     }
 }
 
