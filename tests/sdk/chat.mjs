@@ -54,6 +54,14 @@ function recordChunk(report, chunk) {
 function recordCompletion(report, completion) {
   const [choice] = completion.choices;
   report.content = choice.message ? choice.message.content : choice.text;
+  if (choice.message) {
+    report.tool_calls = (choice.message.tool_calls ?? []).map((call) => ({
+      id: call.id,
+      type: call.type,
+      name: call.function.name,
+      arguments: call.function.arguments,
+    }));
+  }
   report.finish_reason = choice.finish_reason;
   report.model = completion.model;
   recordUsage(report, completion.usage);

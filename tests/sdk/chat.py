@@ -17,6 +17,7 @@ from typing import Any, Callable
 import openai
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
+FUNCTION_PARTS = {"name", "arguments"}
 # Larger than the body limits that web frameworks and proxies come with (1 to 2 MiB).
 LARGE_PROMPT_BYTES = 3 * 1024 * 1024
 
@@ -81,6 +82,13 @@ def begin_stream(report: Report) -> None:
 def record_completion(report: Report, completion: Any) -> None:
     choice = completion.choices[0]
     report["content"] = choice.message.content if hasattr(choice, "message") else choice.text
+    if hasattr(choice, "message"):
+        report["tool_calls"] = [
+            {"id": call.id, "type": call.type, **call.function.model_dump(include=FUNCTION_PARTS)}
+            for call in choice.message.tool_calls or []
+        ]
+        extra = choice.message.model_extra or {}
+        report["reasoning"] = [extra.get("reasoning"), extra.get("reasoning_content")]
     report["finish_reason"] = choice.finish_reason
     report["model"] = completion.model
     record_usage(report, completion.usage)

@@ -24,6 +24,7 @@ use sluice_domain::quota::Payer;
 use sluice_domain::record::{Caller, OpenRequest};
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
+use sluice_protocol::normal::Identity;
 use sluice_protocol::request::{
     Changes, MaxOutput, MaxOutputMember, Outline, OutlineError, outline, rewrite,
 };
@@ -240,6 +241,22 @@ impl RelayCall {
         });
         result
     }
+}
+
+/// Returns what the answer of a server is called that needs bringing into form: servers that merely
+/// speak the protocol of OpenAI deviate from what the SDKs take.
+fn identity_of(
+    answer: &UpstreamAnswer,
+    request_id: RequestId,
+    worker: &Worker,
+) -> Option<Identity> {
+    (answer.provider_kind == ProviderKind::Compatible).then(|| Identity {
+        request_id,
+        created: worker.app.now(),
+        model: answer
+            .upstream_model()
+            .map_or_else(|| Arc::from(""), Arc::clone),
+    })
 }
 
 fn bad_request(error: &OutlineError) -> ApiError {

@@ -12,8 +12,11 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use bytes::Bytes;
+use sluice_domain::id::{RequestId, uuid_v7};
 use sluice_domain::route::Endpoint;
+use sluice_domain::time::UnixMillis;
 use sluice_protocol::answer::{embeddings_to_base64, inspect};
+use sluice_protocol::normal::Identity;
 use sluice_protocol::request::{Changes, outline, rewrite};
 use sluice_protocol::stream::{StreamInspector, StreamOptions};
 use sluice_protocol::tokens;
@@ -115,21 +118,38 @@ fn main() {
         strip_usage: true,
         max_event_bytes: 1 << 20,
     };
-    for (name, content) in [("plain", " brown"), ("escaped", "\\n\\n\\\"")] {
+    let identity = Identity {
+        request_id: RequestId::from_uuid(uuid_v7(1, [1; 10])),
+        created: UnixMillis(0),
+        model: "m".into(),
+    };
+    for (name, member, content, normalizes) in [
+        ("plain", "content", " brown", false),
+        ("escaped", "content", "\\n\\n\\\"", false),
+        ("compatible, in form", "content", " brown", true),
+        ("compatible, written anew", "reasoning", " brown", true),
+    ] {
+        let inspector_of_kind = || {
+            let mut inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
+            if normalizes {
+                inspector.normalize(identity.clone());
+            }
+            inspector
+        };
         let chunk = Bytes::from(format!(
             "data: {{\"id\":\"chatcmpl-8f14e45fceea167a5a36dedd4bea2543\",\"object\":\"chat.completion.chunk\",\
              \"created\":1763625600,\"model\":\"gpt-4o-mini-2024-07-18\",\"system_fingerprint\":\"fp_44709d6fcb\",\
-             \"choices\":[{{\"index\":0,\"delta\":{{\"content\":\"{content}\"}},\"logprobs\":null,\
+             \"choices\":[{{\"index\":0,\"delta\":{{\"{member}\":\"{content}\"}},\"logprobs\":null,\
              \"finish_reason\":null}}],\"usage\":null}}\n\n"
         ));
-        let mut inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
+        let mut inspector = inspector_of_kind();
         let mut pushed = 0;
         measure(
             &format!("stream event, {name}, {} bytes", chunk.len()),
             || {
                 pushed += 1;
                 if pushed == 1_000 {
-                    inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
+                    inspector = inspector_of_kind();
                     pushed = 0;
                 }
                 inspector.push(chunk.clone()).unwrap()

@@ -61,22 +61,36 @@ pub(crate) struct ChunkReader {
 }
 
 impl ChunkReader {
-    /// Reads the next chunk of a stream as [`parse`](Self::parse) does.
-    pub(crate) fn read<'a>(&mut self, data: &'a [u8]) -> Option<Chunk<'a>> {
-        if let Some((choice, text)) = self.frames.find(data) {
-            self.text.clear();
-            self.text.push_str(&text);
-            self.choices.clear();
-            self.choices.push((choice, self.text.len()));
-            return Some(Chunk::default());
+    /// Reads a chunk that differs from the one that was learned in its text alone.
+    #[inline]
+    pub(crate) fn find(&mut self, data: &[u8]) -> bool {
+        let Some((choice, text)) = self.frames.find(data) else {
+            return false;
+        };
+        self.text.clear();
+        self.text.push_str(&text);
+        self.choices.clear();
+        self.choices.push((choice, self.text.len()));
+        true
+    }
+
+    /// Learns from the chunk that was parsed last, if it is one of many that differ in their text
+    /// alone; returns whether it did.
+    pub(crate) fn learn(&mut self, data: &[u8], chunk: &Chunk<'_>) -> bool {
+        match self.choices[..] {
+            [(choice, _)] if chunk.is_only_text() => self.frames.learn(data, choice, &self.text),
+            _ => false,
         }
-        let chunk = self.parse(data)?;
-        if let [(choice, _)] = self.choices[..]
-            && chunk.is_only_text()
-        {
-            self.frames.learn(data, choice, &self.text);
-        }
-        Some(chunk)
+    }
+
+    /// Forgets what was learned.
+    pub(crate) fn forget(&mut self) {
+        self.frames.forget();
+    }
+
+    /// Returns the text of all choices of the chunk that was read last.
+    pub(crate) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Reads what nearly all servers send; `None` for anything else, JSON or not.

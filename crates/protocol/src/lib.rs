@@ -7,7 +7,8 @@
 //! **Never here**: sockets, clocks, keys, tenants, prices, and status codes of ours.
 //!
 //! Modules in reading order: [`request`] (the outline of a body, and its changes), [`sse`] (events
-//! out of frames), [`stream`] (what passes, what is read, how it ends), [`answer`] (the same for
+//! out of frames), [`normal`] (what other servers write differently), [`stream`] (what passes, what
+//! is read, how it ends), [`answer`] (the same for
 //! answers in one piece), [`output`] (text kept for counting), [`tokens`] (counting), [`failure`]
 //! (what upstreams say went wrong). Below them: `scan` finds strings and brackets 64 bytes at a
 //! time, `json` walks one level of JSON on it, `chunk` and `usage` know the shapes of providers.
@@ -44,6 +45,8 @@ pub mod sse;
 mod usage;
 
 mod chunk;
+
+pub mod normal;
 
 pub mod stream;
 

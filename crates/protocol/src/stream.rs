@@ -7,6 +7,7 @@ use sluice_domain::usage::TokenUsage;
 use crate::chunk::{ChunkReader, UnusualChunk};
 use crate::failure::{self, ErrorEvent};
 use crate::json::quote;
+use crate::normal::{self, Identity, Normalizer, Passage};
 use crate::output::OutputText;
 use crate::sse::{Event, EventTooLarge, Splitter, events, write_clean};
 use crate::usage;
@@ -99,8 +100,11 @@ impl From<EventTooLarge> for StreamError {
 /// swallows its first event, and `event` hides errors from it.
 #[derive(Debug)]
 pub struct StreamInspector {
+    endpoint: Endpoint,
     splitter: Splitter,
     strip_usage: bool,
+    /// Brings chunks into form; `None` where the provider's own form passes.
+    normalizer: Option<Box<Normalizer>>,
     usage: Option<TokenUsage>,
     reader: ChunkReader,
     output: OutputText,
@@ -119,6 +123,10 @@ enum State {
 /// What becomes of one event.
 enum Verdict {
     Forward,
+    /// This data passes in place of the event's.
+    Replace(String),
+    /// It is kept for the end of the stream.
+    Keep,
     Drop,
     End(StreamEnding),
 }
@@ -126,18 +134,26 @@ enum Verdict {
 impl StreamInspector {
     /// Returns an inspector for a new stream.
     ///
-    /// All endpoints that can stream have the same frame; the endpoint is named for those to come.
+    /// All endpoints that can stream have the same frame.
     pub fn new(endpoint: Endpoint, options: StreamOptions) -> Self {
         debug_assert!(endpoint.can_stream(), "the endpoint cannot stream");
         Self {
+            endpoint,
             splitter: Splitter::new(options.max_event_bytes),
             strip_usage: options.strip_usage,
+            normalizer: None,
             usage: None,
             reader: ChunkReader::default(),
             output: OutputText::default(),
             has_finish_reason: false,
             state: State::Open,
         }
+    }
+
+    /// Brings the chunks of the stream into the form that the SDKs take, before the first of them.
+    pub fn normalize(&mut self, identity: Identity) {
+        let normalizer = Normalizer::new(self.endpoint, identity, !self.strip_usage);
+        self.normalizer = Some(Box::new(normalizer));
     }
 
     /// Takes the next frame.
@@ -168,9 +184,20 @@ impl StreamInspector {
                     step.events += u32::from(event.has_data());
                     forward.keep(&event);
                 }
+                Verdict::Replace(data) => {
+                    step.events += 1;
+                    forward.put(normal::event(&data).as_bytes());
+                }
+                Verdict::Keep => {
+                    step.events += 1;
+                    if let Some(normalizer) = &mut self.normalizer {
+                        normalizer.keep_usage(clean(&whole, &event));
+                    }
+                }
                 Verdict::Drop => {}
                 Verdict::End(ending) => {
                     if ending == StreamEnding::Done {
+                        forward.put(&self.take_tail());
                         forward.keep(&event);
                         self.state = State::Done;
                     } else {
@@ -199,13 +226,27 @@ impl StreamInspector {
         let last = events(&rest).find(Event::has_data);
         let finish = match last.as_ref().and_then(|event| event.data.as_deref()) {
             Some(data) if data.trim_ascii() == DONE_DATA => StreamFinish::CompleteWithoutDone,
-            None if self.has_finish_reason && is_only_comments(&rest) => {
+            None if self.is_finished() && is_only_comments(&rest) => {
                 StreamFinish::CompleteWithoutDone
             }
             _ => StreamFinish::Truncated,
         };
         self.state = State::Failed;
         finish
+    }
+
+    /// Returns the events that are still missing before `[DONE]`, where
+    /// [`finish`](Self::finish) says that it is left to the caller. Whole events, possibly none.
+    pub fn take_tail(&mut self) -> Bytes {
+        let normalizer = self.normalizer.as_mut();
+        normalizer.map_or_else(Bytes::new, |normalizer| normalizer.finish())
+    }
+
+    fn is_finished(&self) -> bool {
+        match &self.normalizer {
+            Some(normalizer) => normalizer.is_finished(),
+            None => self.has_finish_reason,
+        }
     }
 
     /// Returns the usage as the provider last reported it.
@@ -232,7 +273,14 @@ impl StreamInspector {
         if !event.has_data() {
             return Verdict::Forward;
         }
-        if let Some(chunk) = self.reader.read(data) {
+        if self.reader.find(data) {
+            self.reader.add_to(&mut self.output);
+            if let Some(normalizer) = &mut self.normalizer {
+                normalizer.settled(self.reader.text());
+            }
+            return Verdict::Forward;
+        }
+        if let Some(chunk) = self.reader.parse(data) {
             let error = chunk
                 .error
                 .and_then(|raw| failure::of_member(raw.get().as_bytes()));
@@ -245,7 +293,27 @@ impl StreamInspector {
             self.reader.add_to(&mut self.output);
             self.has_finish_reason |= chunk.is_finishing;
             let usage = chunk.usage.map(|raw| raw.get().as_bytes());
-            return self.take_usage(usage, chunk.has_no_choice);
+            let verdict = self.take_usage(usage, chunk.has_no_choice);
+            let Some(normalizer) = &mut self.normalizer else {
+                self.reader.learn(data, &chunk);
+                return verdict;
+            };
+            return match verdict {
+                Verdict::Forward => match normalizer.read(data) {
+                    Passage::AsItCame { is_settled: true } => {
+                        if self.reader.learn(data, &chunk) {
+                            normalizer.learned();
+                        }
+                        Verdict::Forward
+                    }
+                    passage => {
+                        // What was learned may be wrong from here on.
+                        self.reader.forget();
+                        passage.into()
+                    }
+                },
+                other => other,
+            };
         }
         if data.trim_ascii() == DONE_DATA {
             return Verdict::End(StreamEnding::Done);
@@ -261,7 +329,14 @@ impl StreamInspector {
         }
         chunk.add_to(&mut self.output);
         self.has_finish_reason |= chunk.is_finishing();
-        self.take_usage(chunk.usage().as_deref(), chunk.has_no_choice())
+        let verdict = self.take_usage(chunk.usage().as_deref(), chunk.has_no_choice());
+        match (verdict, &mut self.normalizer) {
+            (Verdict::Forward, Some(normalizer)) => {
+                self.reader.forget();
+                normalizer.read(data).into()
+            }
+            (other, _) => other,
+        }
     }
 
     fn take_usage(&mut self, usage: Option<&[u8]>, has_no_choice: bool) -> Verdict {
@@ -277,6 +352,27 @@ impl StreamInspector {
             Verdict::Forward
         }
     }
+}
+
+impl From<Passage> for Verdict {
+    fn from(passage: Passage) -> Self {
+        match passage {
+            Passage::AsItCame { .. } => Self::Forward,
+            Passage::Rewritten(data) => Self::Replace(data),
+            Passage::Usage => Self::Keep,
+            Passage::Drop => Self::Drop,
+        }
+    }
+}
+
+/// Returns an event as it may be sent.
+fn clean(whole: &Bytes, event: &Event<'_>) -> Bytes {
+    if event.is_clean {
+        return whole.slice(event.range.clone());
+    }
+    let mut out = BytesMut::new();
+    write_clean(whole.get(event.range.clone()).unwrap_or_default(), &mut out);
+    out.freeze()
 }
 
 fn is_only_comments(rest: &[u8]) -> bool {
@@ -317,6 +413,14 @@ impl<'a> Forward<'a> {
             } else {
                 write_clean(bytes, &mut self.copied);
             }
+        }
+    }
+
+    /// Adds bytes that do not stand in the frame.
+    fn put(&mut self, bytes: &[u8]) {
+        if !bytes.is_empty() {
+            self.copy_run();
+            self.copied.extend_from_slice(bytes);
         }
     }
 

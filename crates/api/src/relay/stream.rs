@@ -11,6 +11,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Response};
 use http_body::Body as _;
 use sluice_accounting::crash;
+use sluice_domain::id::RequestId;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::stream::{
@@ -25,11 +26,11 @@ use crate::body::AnswerBody;
 use crate::error::ApiError;
 use crate::server::CLIENT_LEFT;
 
-use super::RelayCall;
 use super::in_flight::{Booked, InFlight, Output};
 use super::progress::Mark;
 use super::refusal::{ending_of, refusal};
 use super::whole::{self, Detach, ReadToEnd};
+use super::{RelayCall, identity_of};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// The status of a stream whose head has left.
@@ -55,7 +56,8 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
         strip_usage: !call.wants_usage(),
         max_event_bytes: config.max_event_bytes,
     };
-    let inspector = StreamInspector::new(call.endpoint, options);
+    let mut inspector = StreamInspector::new(call.endpoint, options);
+    let request_id = call.request_id;
     let (endpoint, max_answer_bytes) = (call.endpoint, config.max_answer_bytes);
 
     let mark = Mark::new(Arc::clone(&call.worker.board), call.request_id);
@@ -64,11 +66,15 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     let mut dispatching: Dispatching = Box::pin(async move { call.dispatch().await });
     let source = match tokio::time::timeout(config.head_wait, &mut dispatching).await {
         Ok(Ok(answer)) if answer.kind == AnswerKind::Document => {
-            return whole::finish(answer, in_flight, endpoint, max_answer_bytes).await;
+            let identity = identity_of(&answer, request_id, &worker);
+            return whole::finish(answer, identity, in_flight, endpoint, max_answer_bytes).await;
         }
         Ok(Ok(answer)) => {
             crash::point("stream.head");
             in_flight.answered();
+            if let Some(identity) = identity_of(&answer, request_id, &worker) {
+                inspector.normalize(identity);
+            }
             in_flight.attempts = answer.attempts;
             in_flight.slot = answer.slot;
             Source::Relaying(answer.body)
@@ -86,6 +92,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     };
     let body = EventStream {
         worker,
+        request_id,
         source,
         is_draining: false,
         inspector,
@@ -122,6 +129,7 @@ enum Source {
 /// the client has left, the upstream is closed, and what was read is booked.
 pub(crate) struct EventStream {
     worker: Arc<Worker>,
+    request_id: RequestId,
     source: Source,
     /// Whether the client has left and the stream is read on without it.
     is_draining: bool,
@@ -158,6 +166,9 @@ impl EventStream {
             Source::Waiting(dispatching) => match dispatching.as_mut().poll(cx) {
                 Poll::Pending => Progress::Wait,
                 Poll::Ready(Ok(answer)) if answer.kind == AnswerKind::Events => {
+                    if let Some(identity) = identity_of(&answer, self.request_id, &self.worker) {
+                        self.inspector.normalize(identity);
+                    }
                     if let Some(in_flight) = &mut self.in_flight {
                         in_flight.answered();
                         in_flight.attempts = answer.attempts;
@@ -251,9 +262,10 @@ impl EventStream {
                 Progress::End
             }
             StreamFinish::CompleteWithoutDone => {
+                let tail = self.inspector.take_tail();
                 self.book(Ending::Finished, None);
                 self.source = Source::Over;
-                Progress::Send(Bytes::from_static(protocol::DONE))
+                Progress::Send(joined(tail, Bytes::from_static(protocol::DONE)))
             }
             StreamFinish::Truncated => self.fail(
                 ErrorClass::Cut,
@@ -327,6 +339,7 @@ impl EventStream {
         };
         Self {
             worker: Arc::clone(&self.worker),
+            request_id: self.request_id,
             source: std::mem::replace(&mut self.source, Source::Over),
             is_draining: true,
             inspector: std::mem::replace(

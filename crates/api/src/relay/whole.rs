@@ -13,6 +13,7 @@ use sluice_accounting::crash;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
 use sluice_protocol::answer;
+use sluice_protocol::normal::{Identity, normalize_answer};
 use sluice_upstream_pool::{
     Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError, UpstreamSlot,
 };
@@ -23,9 +24,9 @@ use crate::body::AnswerBody;
 use crate::error::{ApiError, Code, Retry};
 use crate::server::CLIENT_LEFT;
 
-use super::RelayCall;
 use super::in_flight::{Booked, InFlight, Output, SideNotes};
 use super::refusal::{ending_of, refusal};
+use super::{RelayCall, identity_of};
 
 /// Relays a call whose answer is one document.
 ///
@@ -38,6 +39,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
         match call.dispatch().await {
             Ok(answer) => {
                 crash::point("whole.head");
+                let identity = identity_of(&answer, call.request_id, &call.worker);
                 note_answer(&mut in_flight, answer.attempts, answer.slot, &answer.body);
                 let body = answer.body.collect(call.max_answer_bytes()).await;
                 crash::point("whole.body");
@@ -47,6 +49,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                     (answer.status, body),
                     &mut in_flight,
                     call.endpoint,
+                    identity.as_ref(),
                     wants_base64,
                     is_detached,
                 );
@@ -72,6 +75,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
 /// Hands out an answer in one piece although a stream was asked for.
 pub(super) async fn finish(
     answer: UpstreamAnswer,
+    identity: Option<Identity>,
     mut in_flight: InFlight,
     endpoint: Endpoint,
     max_bytes: usize,
@@ -82,6 +86,7 @@ pub(super) async fn finish(
         (answer.status, body),
         &mut in_flight,
         endpoint,
+        identity.as_ref(),
         false,
         false,
     );
@@ -104,11 +109,13 @@ fn note_answer(
     }
 }
 
-/// Books an answer that was read to its end, or as far as it came, and hands it out.
+/// Books an answer that was read to its end, or as far as it came, and hands it out, in the form that
+/// the SDKs take.
 fn book(
     (status, body): (StatusCode, Result<Bytes, UpstreamBodyError>),
     in_flight: &mut InFlight,
     endpoint: Endpoint,
+    identity: Option<&Identity>,
     wants_base64: bool,
     is_detached: bool,
 ) -> (Booked, Result<Response<AnswerBody>, ApiError>) {
@@ -150,6 +157,8 @@ fn book(
     } else {
         in_flight.end(Ending::Finished, status.as_u16(), None)
     };
+    let normal = identity.and_then(|identity| normalize_answer(endpoint, &body, identity));
+    let body = normal.unwrap_or(body);
     // Some SDKs decode what they asked for blindly and would take an array for nothing.
     let body = match (endpoint, wants_base64) {
         (Endpoint::Embeddings, true) => answer::embeddings_to_base64(&body).unwrap_or(body),

@@ -24,7 +24,8 @@ fn relay() -> Relay {
     deployment.start()
 }
 
-fn azure_upstream(deployment: &Deployment, name: &str, options: &[&str]) {
+/// Makes an upstream of kind `azure` at the fake provider, with its key.
+pub(crate) fn azure_upstream(deployment: &Deployment, name: &str, options: &[&str]) {
     let origin = deployment.upstream.origin();
     let mut arguments = vec![
         "upstream", "create", name, "--kind", "azure", "--url", &origin,

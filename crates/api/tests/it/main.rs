@@ -7,6 +7,8 @@ mod azure;
 #[cfg(test)]
 mod cli;
 #[cfg(test)]
+mod compatible;
+#[cfg(test)]
 mod crash;
 #[cfg(test)]
 mod deployment;

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_testkit::{Program, Script};
+use sluice_testkit::{AzureRefusal, Program, Quirk, Script};
 
-use crate::deployment::{MODEL, Relay, on_both_databases};
+use crate::compatible::compatible;
+use crate::deployment::{Backend, Deployment, MODEL, Relay, on_both_databases};
 
 const SDK_PATIENCE: Duration = Duration::from_mins(3);
 
@@ -159,5 +160,310 @@ on_both_databases! {
                 }
             }
         }
+    }
+}
+
+/// A habit of other servers, as chunks, and what their model meant.
+struct Habit {
+    name: &'static str,
+    chunks: Vec<Value>,
+    content: &'static str,
+    finish_reason: &'static str,
+    /// Name and arguments of each call.
+    calls: &'static [(&'static str, &'static str)],
+}
+
+impl Default for Habit {
+    fn default() -> Self {
+        Self {
+            name: "",
+            chunks: Vec::new(),
+            content: "one two",
+            finish_reason: "stop",
+            calls: &[],
+        }
+    }
+}
+
+impl Habit {
+    fn script(&self) -> Script {
+        let events = self.chunks.iter().map(|chunk| format!("data: {chunk}\n\n"));
+        Script::events(events.chain(["data: [DONE]\n\n".to_owned()]))
+    }
+}
+
+/// A chunk with one choice, in OpenAI's form where the delta is.
+fn chunk(delta: &Value, finish: &Value) -> Value {
+    json!({"id": "c", "object": "chat.completion.chunk", "created": 5, "model": "m",
+        "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+}
+
+/// The words of an ordinary answer, each with more members in its delta.
+fn words(more: &Value) -> Vec<Value> {
+    let delta = |text: &str| {
+        let mut delta = more.clone();
+        delta["content"] = json!(text);
+        chunk(&delta, &Value::Null)
+    };
+    vec![delta("one"), delta(" two")]
+}
+
+fn stop() -> Value {
+    chunk(&json!({}), &json!("stop"))
+}
+
+fn first() -> Value {
+    chunk(&json!({"role": "assistant", "content": ""}), &Value::Null)
+}
+
+fn calls(items: &Value) -> Value {
+    chunk(&json!({"tool_calls": items}), &Value::Null)
+}
+
+/// One for each row of the table of what breaks the helpers of the SDKs.
+fn habits() -> Vec<Habit> {
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5});
+    let with = |mut chunk: Value, key: &str, value: &Value| {
+        chunk[key] = value.clone();
+        chunk
+    };
+    let begin = |index: i32, id: &str, name: &str| json!({"index": index, "id": id, "type": "function", "function": {"name": name, "arguments": ""}});
+    let go_on = |index: i32, text: &str| json!({"index": index, "function": {"arguments": text}});
+    let one_call: &[_] = &[("f", "{\"a\":1}")];
+    let two_calls: &[_] = &[("f", "{\"a\":1}"), ("g", "{\"b\":2}")];
+    let called = |name, chunks: Vec<Value>, calls| Habit {
+        name,
+        chunks: [
+            vec![first()],
+            chunks,
+            vec![chunk(&json!({}), &json!("tool_calls"))],
+        ]
+        .concat(),
+        content: "",
+        finish_reason: "tool_calls",
+        calls,
+    };
+    let spoken = |name, chunks: Vec<Value>| Habit {
+        name,
+        chunks,
+        ..Habit::default()
+    };
+    let said = words(&json!({}));
+    vec![
+        spoken(
+            "role in each delta",
+            [words(&json!({"role": "assistant"})), vec![stop()]].concat(),
+        ),
+        spoken("no role", [said.clone(), vec![stop()]].concat()),
+        called(
+            "id and name in each delta",
+            vec![
+                calls(
+                    &json!([{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": "{\"a\""}}]),
+                ),
+                calls(
+                    &json!([{"index": 0, "id": "a", "type": "function", "function": {"name": "f", "arguments": ":1}"}}]),
+                ),
+            ],
+            one_call,
+        ),
+        called(
+            "all calls with index 0",
+            vec![
+                calls(&json!([begin(0, "a", "f")])),
+                calls(&json!([go_on(0, "{\"a\":1}")])),
+                calls(&json!([begin(0, "b", "g")])),
+                calls(&json!([go_on(0, "{\"b\":2}")])),
+            ],
+            two_calls,
+        ),
+        called(
+            "calls without an index, and arguments as an object",
+            vec![calls(&json!([
+                {"id": "a", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}},
+                {"id": "b", "function": {"name": "g", "arguments": {"b": 2}}},
+            ]))],
+            two_calls,
+        ),
+        called(
+            "another id for each piece",
+            vec![
+                calls(&json!([begin(0, "a", "f")])),
+                calls(&json!([{"index": 0, "id": "b", "function": {"arguments": "{\"a\":"}}])),
+                calls(&json!([{"index": 0, "id": "c", "function": {"arguments": "1}"}}])),
+            ],
+            one_call,
+        ),
+        Habit {
+            chunks: vec![
+                first(),
+                calls(&json!([{"function": {"name": "f", "arguments": "{\"a\":1}"}}])),
+                stop(),
+            ],
+            ..called(
+                "`stop` with calls, without id and type",
+                Vec::new(),
+                one_call,
+            )
+        },
+        spoken("no finish reason", [vec![first()], said.clone()].concat()),
+        spoken(
+            "an empty finish reason",
+            [
+                vec![first(), chunk(&json!({"content": "one two"}), &json!(""))],
+                vec![stop()],
+            ]
+            .concat(),
+        ),
+        spoken(
+            "finish reason twice",
+            [vec![first()], said.clone(), vec![stop(), stop()]].concat(),
+        ),
+        spoken(
+            "`choices` null",
+            [
+                vec![first()],
+                said.clone(),
+                vec![json!({"id": "c", "choices": null}), stop()],
+            ]
+            .concat(),
+        ),
+        spoken(
+            "`delta` null",
+            [
+                vec![first()],
+                said.clone(),
+                vec![chunk(&Value::Null, &json!("stop"))],
+            ]
+            .concat(),
+        ),
+        spoken(
+            "usage in each chunk",
+            [first()]
+                .into_iter()
+                .chain(said.clone())
+                .chain([stop()])
+                .map(|chunk| with(chunk, "usage", &usage))
+                .collect(),
+        ),
+        spoken(
+            "a chunk after the usage",
+            [
+                vec![first()],
+                said.clone(),
+                vec![json!({"choices": [], "usage": usage}), stop()],
+            ]
+            .concat(),
+        ),
+        spoken(
+            "another id, time and model in each chunk",
+            [first()]
+                .into_iter()
+                .chain(said.clone())
+                .chain([stop()])
+                .enumerate()
+                .map(|(n, chunk)| {
+                    with(
+                        with(
+                            with(chunk, "id", &json!(format!("c{n}"))),
+                            "created",
+                            &json!(n),
+                        ),
+                        "model",
+                        &Value::Null,
+                    )
+                })
+                .collect(),
+        ),
+        spoken(
+            "reasoning",
+            [
+                vec![first(), chunk(&json!({"reasoning": "so"}), &Value::Null)],
+                said,
+                vec![stop()],
+            ]
+            .concat(),
+        ),
+    ]
+}
+
+#[tokio::test]
+async fn what_other_servers_do_is_read_by_every_sdk_as_the_model_meant_it() {
+    let deployment = Deployment::new(Backend::Sqlite).unwrap();
+    compatible(&deployment);
+    let relay = deployment.start();
+    for sdk in sdks() {
+        for habit in habits() {
+            relay.upstream().script(habit.script());
+            let seen = sdk
+                .call(&relay, "chat_helper_usage", relay.key(), MODEL)
+                .await;
+            let shown = format!("{} {}: {seen}", sdk.name, habit.name);
+            assert_eq!(seen["error"], Value::Null, "{shown}");
+            assert_eq!(
+                seen["content"].as_str().unwrap_or_default(),
+                habit.content,
+                "{shown}"
+            );
+            assert_eq!(seen["finish_reason"], habit.finish_reason, "{shown}");
+            assert_eq!(seen["final_role"], "assistant", "{shown}");
+            let calls = seen["tool_calls"].as_array().unwrap();
+            let read: Vec<_> = calls
+                .iter()
+                .map(|call| {
+                    (
+                        call["name"].as_str().unwrap(),
+                        call["arguments"].as_str().unwrap(),
+                    )
+                })
+                .collect();
+            assert_eq!(read, habit.calls, "{shown}");
+            for call in calls {
+                assert_eq!(call["type"], "function", "{shown}");
+                assert!(
+                    matches!(call["id"].as_str(), Some(id) if id == "a" || id == "b" || id.starts_with("call_")),
+                    "{shown}"
+                );
+            }
+            if habit.name.contains("usage") {
+                assert_eq!(seen["usage"]["total_tokens"], 5, "{shown}");
+                assert_eq!(seen["chunks_with_usage"], 1, "{shown}");
+            }
+            if habit.name == "reasoning" && sdk.name == "python" {
+                assert_eq!(seen["reasoning"], json!(["so", "so"]), "{shown}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_azure_sends_is_read_by_every_sdk() {
+    let deployment = Deployment::new(Backend::Sqlite).unwrap();
+    deployment.upstream.azure(&["gpt"]);
+    crate::azure::azure_upstream(&deployment, "azure", &[]);
+    deployment.run(&["route", "create", "gpt", "--to", "azure"]);
+    let relay = deployment.start();
+    let filtered = Script::new().words(4).with(Quirk::PromptFilterFirst);
+    relay.upstream().default_script(filtered);
+    let text = sluice_testkit::words::text(4);
+    for sdk in sdks() {
+        for case in [
+            "chat",
+            "chat_stream",
+            "chat_helper",
+            "chat_helper_usage",
+            "embedding",
+        ] {
+            let seen = sdk.call(&relay, case, relay.key(), "gpt").await;
+            assert_eq!(seen["error"], Value::Null, "{} {case}: {seen}", sdk.name);
+            if case != "embedding" {
+                assert_eq!(seen["content"], text, "{} {case}: {seen}", sdk.name);
+            }
+        }
+        let refusal = Script::azure(AzureRefusal::ContentFilter);
+        relay.upstream().script(refusal);
+        let seen = sdk.call(&relay, "chat", relay.key(), "gpt").await;
+        assert_eq!(seen["error"]["class"], "BadRequestError", "{seen}");
+        assert_eq!(seen["error"]["code"], "content_filter", "{seen}");
     }
 }

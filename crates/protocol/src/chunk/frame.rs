@@ -44,13 +44,19 @@ impl Frames {
         Some((frame.choice, text))
     }
 
-    /// Takes the frame of a chunk whose only text this is, if it stands there as one string.
-    pub(super) fn learn(&mut self, data: &[u8], choice: usize, text: &str) {
+    /// Takes the frame of a chunk whose only text this is, if it stands there as one string; returns
+    /// whether it does.
+    pub(super) fn learn(&mut self, data: &[u8], choice: usize, text: &str) -> bool {
         if self.attempts >= ATTEMPTS || text.is_empty() || data.len() > MAX_FRAME_BYTES {
-            return;
+            return false;
         }
         self.attempts += 1;
         self.known = Frame::around(data, choice, text);
+        self.known.is_some()
+    }
+
+    pub(super) fn forget(&mut self) {
+        self.known = None;
     }
 }
 
@@ -116,6 +122,18 @@ mod tests {
                 chunk.is_finishing,
             )
         })
+    }
+
+    impl ChunkReader {
+        /// Reads the next chunk of a stream, as a stream does that is not changed.
+        fn read<'a>(&mut self, data: &'a [u8]) -> Option<Chunk<'a>> {
+            if self.find(data) {
+                return Some(Chunk::default());
+            }
+            let chunk = self.parse(data)?;
+            self.learn(data, &chunk);
+            Some(chunk)
+        }
     }
 
     fn afresh(data: &[u8]) -> Read {

@@ -492,3 +492,47 @@ proptest! {
         prop_assert_eq!(&by_bytes, &whole);
     }
 }
+
+#[test]
+fn a_chunk_of_another_server_is_parsed_only_until_nothing_in_it_can_deviate() {
+    let data = |delta: &str| {
+        format!(
+            r#"{{"id":"c","object":"chat.completion.chunk","created":5,"model":"m","choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#
+        )
+    };
+    let begin = |id: &str| {
+        data(&format!(
+            r#"{{"tool_calls":[{{"index":0,"id":"{id}","type":"function","function":{{"name":"name","arguments":""}}}}]}}"#
+        ))
+    };
+    let arguments = |text: &str| {
+        data(&format!(
+            r#"{{"tool_calls":[{{"index":0,"function":{{"arguments":"{text}"}}}}]}}"#
+        ))
+    };
+    let words = |text: &str| data(&format!(r#"{{"content":"{text}"}}"#));
+    let first = data(r#"{"role":"assistant","content":"One"}"#);
+
+    let mut inspector = inspector();
+    inspector.normalize(Identity {
+        request_id: sluice_domain::id::RequestId::from_uuid(sluice_domain::id::uuid_v7(1, [1; 10])),
+        created: sluice_domain::time::UnixMillis(1),
+        model: "m".into(),
+    });
+    let mut knows_after = |chunk: &str, next: &str| {
+        let event = Bytes::from(format!("data: {chunk}\n\n"));
+        inspector.push(event).unwrap();
+        inspector.reader.find(next.as_bytes())
+    };
+    assert!(!knows_after(&first, &first), "its role would come twice");
+    assert!(knows_after(&words("two"), &words("three")));
+    assert!(
+        !knows_after(&begin("a"), &begin("a")),
+        "its id would come twice"
+    );
+    assert!(knows_after(&arguments("1"), &arguments("2")));
+    assert!(
+        !knows_after(&begin("b"), &arguments("3")),
+        "its index means another call now"
+    );
+}
