@@ -104,7 +104,7 @@ fn accumulate(all: &mut Map<String, Value>, delta: &Map<String, Value>) -> Resul
             (Value::String(known), Value::String(new)) => known.push_str(new),
             (Value::Object(known), Value::Object(new)) => accumulate(known, new)?,
             (Value::Array(known), Value::Array(new)) if known.is_empty() => {
-                known.extend(new.clone())
+                known.extend(new.clone());
             }
             (Value::Array(known), Value::Array(new)) => {
                 for item in new {
@@ -275,6 +275,10 @@ enum UsageHabit {
 
 /// How a server writes it.
 #[derive(Debug, Clone)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each habit is one of its own"
+)]
 struct Habits {
     role: When,
     call_ids: Ids,
@@ -390,10 +394,10 @@ impl Writer<'_> {
             Ids::Right if is_first => drop(item.insert("id".into(), format!("id{number}").into())),
             Ids::Always => drop(item.insert("id".into(), format!("id{number}").into())),
             Ids::AnotherEach if is_first => {
-                drop(item.insert("id".into(), format!("id{number}").into()))
+                drop(item.insert("id".into(), format!("id{number}").into()));
             }
             Ids::AnotherEach => {
-                drop(item.insert("id".into(), format!("id{number}-{piece}").into()))
+                drop(item.insert("id".into(), format!("id{number}-{piece}").into()));
             }
             Ids::Right | Ids::Never => {}
         }

@@ -1,5 +1,6 @@
 //! From a call and a script to the parts of an answer.
 
+use serde_json::Value;
 use sluice_domain::usage::TokenUsage;
 
 use super::call::{Call, CallKind};
@@ -130,7 +131,9 @@ pub(super) fn answer(call: &Call, number: usize, script: &Script, models: &[Stri
 }
 
 fn refuses_options(call: &Call, script: &Script) -> bool {
-    script.has(Quirk::RefusesStreamOptions) && call.has_stream_options
+    let has_options = |body: Value| body.get("stream_options").is_some();
+    script.has(Quirk::RefusesStreamOptions)
+        && serde_json::from_slice(&call.body).is_ok_and(has_options)
 }
 
 fn plain_completion(call: &Call, script: &Script, frame: &Frame) -> Part {

@@ -19,7 +19,6 @@ pub(super) struct Call {
     pub(super) user: Option<String>,
     pub(super) streams: bool,
     pub(super) wants_usage: bool,
-    pub(super) has_stream_options: bool,
     /// Parallel answers: `n` times the number of prompts.
     pub(super) choices: usize,
     pub(super) max_tokens: Option<usize>,
@@ -69,7 +68,6 @@ impl Call {
             model: json["model"].as_str().map(str::to_owned),
             user: json["user"].as_str().map(str::to_owned),
             streams: json["stream"] == true,
-            has_stream_options: json.get("stream_options").is_some(),
             wants_usage: json["stream_options"]["include_usage"] == true,
             choices: prompts * number("n").unwrap_or(1),
             max_tokens: number("max_completion_tokens").or_else(|| number("max_tokens")),
