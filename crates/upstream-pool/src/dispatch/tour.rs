@@ -229,8 +229,9 @@ impl<'a> Tour<'a> {
         let visit = self.visit(step.target.member.prepared.id);
         visit.has_failed |= blame == Blame::Upstream;
         visit.is_unreachable |= class == ErrorClass::Connect;
-        // What was silent once would cost the same time again.
-        visit.is_closed |= class == ErrorClass::Timeout;
+        // What was silent once would cost the same time again, and what our configuration names wrongly
+        // is wrong for every key.
+        visit.is_closed |= matches!(class, ErrorClass::Timeout | ErrorClass::Misconfigured);
         self.stay = (!visit.is_unreachable).then_some((step.tier, step.choice.target));
         match class {
             ErrorClass::ContextLength => {
@@ -556,7 +557,7 @@ const fn usefulness(class: ErrorClass) -> u8 {
         ErrorClass::Reset | ErrorClass::Cut | ErrorClass::Protocol => 5,
         ErrorClass::Connect => 4,
         ErrorClass::NoTarget => 3,
-        ErrorClass::Auth | ErrorClass::Funds => 2,
+        ErrorClass::Auth | ErrorClass::Funds | ErrorClass::Misconfigured => 2,
         ErrorClass::Internal => 1,
     }
 }

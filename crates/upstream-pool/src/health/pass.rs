@@ -294,7 +294,7 @@ impl ErrorClass {
     /// Returns who is to blame.
     pub(crate) const fn blame(self) -> Blame {
         match self {
-            Self::NoTarget | Self::Internal => Blame::Nobody,
+            Self::NoTarget | Self::Misconfigured | Self::Internal => Blame::Nobody,
             Self::CallerFault | Self::ContextLength => Blame::Caller,
             Self::RateLimited | Self::Auth | Self::Funds => Blame::Key,
             Self::Connect
