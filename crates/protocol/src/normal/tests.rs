@@ -674,6 +674,11 @@ proptest! {
             }
         }
         let with_usage = read.iter().filter(|chunk| chunk["usage"].is_object()).count();
+        for index in 0..answer.len() {
+            let choices = read.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
+            let finished = |choice: &&Value| choice["index"] == index && choice["finish_reason"].is_string();
+            prop_assert_eq!(choices.filter(finished).count(), 1);
+        }
         prop_assert_eq!(with_usage, usize::from(habits.usage != UsageHabit::Never));
         for key in ["id", "created", "model", "object"] {
             prop_assert!(read.iter().all(|chunk| chunk[key] == read[0][key]), "{}", key);
@@ -792,9 +797,13 @@ fn only_the_members_that_deviate_are_written_anew() {
 
 #[test]
 fn data_in_several_lines_is_written_in_one() {
-    let sent = "data: {\"choices\":[{\"index\":0,\ndata: \"delta\":{\"content\":\"a\"}, \ndata: \"finish_reason\":\"stop\"}]}\n\n";
+    let sent = "data: {\"x\":{\"a\":1,\ndata: \"b\":2},\"choices\":[{\"delta\":{\"content\":\"a\"},\ndata: \"finish_reason\":\"stop\"}]}\n\n";
     let got = relayed(sent, 4_096, false);
-    assert_eq!(chunks(&got)[0]["choices"][0]["delta"]["content"], "a");
+    let chunk = &chunks(&got)[0];
+    assert_eq!(chunk["choices"][0]["delta"]["content"], "a");
+    assert_eq!(chunk["x"], json!({"a": 1, "b": 2}));
+    let is_data = |line: &str| line.is_empty() || line.starts_with("data: ");
+    assert!(got.lines().all(is_data), "{got}");
     assert!(got.ends_with("data: [DONE]\n\n"), "{got}");
 }
 
@@ -822,6 +831,27 @@ fn a_frame_is_forgotten_when_its_index_means_another_call() {
     let calls = &seen["choices"][0]["message"]["tool_calls"];
     assert_eq!(calls[0]["function"]["arguments"], "{\"x\":[1,2]}");
     assert_eq!(calls[1]["function"]["arguments"], "{\"y\":[1,2]}");
+}
+
+#[test]
+fn calls_without_arguments_in_one_chunk_are_apart() {
+    let call = |name: &str| json!({"function": {"name": name, "arguments": ""}});
+    let delta = json!({"tool_calls": [call("f"), call("g"), {"function": {"arguments": "{}"}}]});
+    let sent = stream(&[chunk(&delta, &Value::Null)]);
+    for seen in [python, node].map(|helper| helper(&chunks(&relayed(&sent, 4_096, false)))) {
+        let seen = seen.unwrap();
+        let calls = seen["choices"][0]["message"]["tool_calls"]
+            .as_array()
+            .unwrap();
+        let read: Vec<_> = calls
+            .iter()
+            .map(|call| (&call["function"]["name"], &call["function"]["arguments"]))
+            .collect();
+        assert_eq!(
+            read,
+            [(&json!("f"), &json!("")), (&json!("g"), &json!("{}"))]
+        );
+    }
 }
 
 #[test]
