@@ -164,7 +164,7 @@ impl Dispatcher {
         }
         let base = upstream.base_url.as_ref().ok_or(ProbeError::NoBaseUrl)?;
         let begun = Instant::now();
-        let uri = model_list(base, upstream.kind).ok_or(ProbeError::NoBaseUrl)?;
+        let uri = model_list(base, upstream).ok_or(ProbeError::NoBaseUrl)?;
         let url = format!("{}://{}{uri}", base.scheme(), base.authority());
         let asked = self.ask_for_models(upstream, base, uri, key, begun);
         let (status, body) =

@@ -9,7 +9,7 @@ use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::route::Endpoint;
 use sluice_domain::tenant::EntityState;
 use sluice_domain::upstream::{
-    BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey,
+    ApiVersion, BaseUrl, ClientGone, Deadlines, ProviderKind, Upstream, UpstreamKey,
 };
 
 use super::RoutingProblem;
@@ -61,9 +61,9 @@ enum Paths {
 
 impl Address {
     /// Splits a base URL into what requests need; `None` when it does not fit into a request.
-    fn new(base: &BaseUrl, kind: ProviderKind) -> Option<Self> {
-        let paths = match kind {
-            ProviderKind::Azure => match azure::paths(base, None) {
+    fn new(base: &BaseUrl, upstream: &Upstream) -> Option<Self> {
+        let paths = match upstream.kind {
+            ProviderKind::Azure => match azure::paths(base, api_version(upstream)) {
                 azure::Paths::Plain { before, query } => {
                     Paths::Fixed(Box::new(endpoints(&before, &query)?))
                 }
@@ -106,11 +106,15 @@ fn endpoints(before: &str, query: &str) -> Option<[Uri; 3]> {
 }
 
 /// Returns where an upstream lists its models.
-pub(crate) fn model_list(base: &BaseUrl, kind: ProviderKind) -> Option<Uri> {
-    match kind {
-        ProviderKind::Azure => path_and_query(&azure::model_list(base, None)),
+pub(crate) fn model_list(base: &BaseUrl, upstream: &Upstream) -> Option<Uri> {
+    match upstream.kind {
+        ProviderKind::Azure => path_and_query(&azure::model_list(base, api_version(upstream))),
         _ => path_and_query(&format!("{}/models", base.path())),
     }
+}
+
+fn api_version(upstream: &Upstream) -> Option<&str> {
+    upstream.api_version.as_ref().map(ApiVersion::as_str)
 }
 
 /// Builds a URI as it stands in a request to its origin.
@@ -170,7 +174,7 @@ impl PreparedUpstream {
                     problems.push(RoutingProblem::NoBaseUrl { upstream: name() });
                     return None;
                 };
-                let Some(address) = Address::new(base, upstream.kind) else {
+                let Some(address) = Address::new(base, upstream) else {
                     problems.push(RoutingProblem::UnusableBaseUrl { upstream: name() });
                     return None;
                 };

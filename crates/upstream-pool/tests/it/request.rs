@@ -1,10 +1,12 @@
 //! What an upstream gets to see.
 
 use http::{HeaderName, HeaderValue};
+use secrecy::SecretString;
 use sluice_domain::route::Endpoint;
+use sluice_domain::upstream::{Deadlines, ProviderKind};
 
 use crate::server::{Server, chunk, end, json, stream_head};
-use crate::support::{Relay, SECRET};
+use crate::support::{Relay, SECRET, plan, upstream};
 
 /// What clients and proxies before us send, besides what is allowed.
 const PRIVATE: &[(&str, &str)] = &[
@@ -112,4 +114,36 @@ async fn each_endpoint_has_its_path_and_a_stream_its_accept() {
     let server = Server::start(vec![stream_head(), chunk("data: 1\n\n"), end()]).await;
     Relay::to(&server).stream().await.unwrap();
     assert_eq!(server.seen()[0].header("accept"), Some("text/event-stream"));
+}
+
+#[tokio::test]
+async fn azure_is_asked_by_deployment_or_by_its_newer_paths_and_with_its_own_header() {
+    for (version, target, models) in [
+        (
+            Some("2024-10-21"),
+            "/openai/deployments/real/chat/completions?api-version=2024-10-21",
+            "/openai/models?api-version=2024-10-21",
+        ),
+        (
+            Some("preview"),
+            "/openai/v1/chat/completions?api-version=preview",
+            "/openai/v1/models?api-version=preview",
+        ),
+        (None, "/openai/v1/chat/completions", "/openai/v1/models"),
+    ] {
+        let server = Server::start(vec![json("200 OK", r#"{"data":[]}"#)]).await;
+        let base = format!("http://{}", server.address);
+        let mut azure = upstream(ProviderKind::Azure, Some(&base), Deadlines::default());
+        azure.api_version = version.map(|version| version.parse().unwrap());
+        let relay = Relay::planned(plan(azure.clone()));
+        relay.ask().await.unwrap();
+        let secret = SecretString::from(SECRET);
+        relay.dispatcher.probe(&azure, Some(&secret)).await.unwrap();
+        for (seen, target) in server.seen().iter().zip([target, models]) {
+            let line = seen.head.lines().next().unwrap();
+            assert_eq!(line.split(' ').nth(1), Some(target));
+            assert_eq!(seen.header("api-key"), Some(SECRET));
+            assert_eq!(seen.header("authorization"), None);
+        }
+    }
 }
