@@ -20,6 +20,11 @@ use crate::snapshot::{Frame, Keeper};
 
 /// How often the feed is read. A notification of the database only wakes the reader earlier.
 const POLL_EVERY: Duration = Duration::from_millis(500);
+/// A change may come right after a read, and reading and applying it takes its time as well.
+const _: () = assert!(
+    POLL_EVERY.as_millis() <= 500,
+    "what an admin changes takes effect within a second"
+);
 /// Most events that are read at a time.
 const PAGE: u32 = 1_000;
 /// How long one read may take.
