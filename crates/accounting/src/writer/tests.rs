@@ -703,6 +703,31 @@ async fn fewer_posts_are_a_sign_that_the_database_went_back() {
     writing.abort();
 }
 
+/// It may be removed from the journal for its age while it is read again, which takes long.
+#[tokio::test(start_paused = true)]
+async fn what_the_database_lost_is_kept_from_the_moment_that_this_is_known() {
+    let (folder, store, _clock, ledger, mut writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    for _request in 0..3 {
+        let hold = ask(&ledger, &lane, &account, 10).await.unwrap();
+        hold.post(RequestEnd::withdrawn()).unwrap().await;
+    }
+    writer.post_all().await.unwrap();
+    let posted_no = || {
+        let disk = FolderDisk::open(folder.path()).unwrap();
+        journal::replay(&disk).unwrap().posted_no
+    };
+    assert_eq!(posted_no(), 3);
+    writer.reload_posts(1).await.unwrap();
+    assert_eq!(posted_no(), 1);
+    assert_eq!(ledger.stats().waiting(), 2);
+    writing.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_instance_goes_on_when_the_database_lost_that_it_was_settled() {
     let (_folder, store, _clock, ledger, mut writer) = begun_away();
