@@ -182,6 +182,20 @@ on_both_databases! {
         assert_eq!(record.attempts.len(), 1, "the attempt under way is recorded");
     }
 
+    async fn a_client_that_leaves_during_a_second_attempt_leaves_both_in_the_record(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().script(Script::refuse(500));
+        relay.upstream().script(Script::new().stall_before_head(PATIENCE));
+        let mut client = HttpClient::connect(relay.address).await.unwrap();
+        let request = Request::post("/v1/chat/completions", &streamed_chat(PROMPT_WORDS)).key(relay.key());
+        client.send(&request).await.unwrap();
+        relay.upstream().wait_for(|served| served.len() == 2, PATIENCE).await;
+        drop(client);
+        let record = relay.deployment.only_record().await;
+        let attempts: Vec<_> = record.attempts.iter().map(|a| (a.n, a.status, a.error.as_deref())).collect();
+        assert_eq!(attempts, [(1, Some(500), Some("status")), (2, None, Some("client_left"))]);
+    }
+
     async fn a_stream_is_read_to_its_end_without_its_client_where_its_upstream_wants_that(deployment: Deployment) {
         let relay = with_draining_upstream(deployment, &[]).start();
         // At the first event, in the middle, and before anything came.
@@ -308,7 +322,8 @@ on_both_databases! {
         ];
         let mut count = 0;
         for (script, status) in scripts {
-            for request in [chat(PROMPT_WORDS), streamed_chat(PROMPT_WORDS)] {
+            // No two are the same: one that fails again and again would be held back.
+            for request in [chat(PROMPT_WORDS + count), streamed_chat(PROMPT_WORDS + count)] {
                 relay.upstream().default_script(script.clone());
                 let before = relay.upstream().served().len();
                 let response = relay.post("/v1/chat/completions", &request).await;

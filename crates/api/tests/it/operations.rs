@@ -31,6 +31,10 @@ on_both_databases! {
             "sluice_records_total{ending=\"finished\",basis=\"reported\"} 2",
             "sluice_ledger_posted_records_total 2",
             "sluice_ledger_open_holds 0",
+            "sluice_upstream_attempts_total{upstream=\"fake\",outcome=\"ok\"} 2",
+            "sluice_upstream_breaker_state{upstream=\"fake\"} 0",
+            "sluice_upstream_keys{upstream=\"fake\",state=\"ready\"} 1",
+            "sluice_upstream_retries_total{upstream=\"fake\"} 0",
         ];
         // The database has a record before the relay knows that, and a client its answer before the
         // request counts as ended.
@@ -43,6 +47,27 @@ on_both_databases! {
             assert!(Instant::now() < deadline, "`{line}` is not in:\n{text}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    async fn a_refused_upstream_key_shows_in_health_and_metrics(deployment: Deployment) {
+        let relay = deployment.start();
+        relay.upstream().script(Script::refuse(401));
+        relay.post("/v1/chat/completions", &chat(3)).await;
+        let health = call(relay.address, &Request::get("/health")).await.unwrap();
+        assert_eq!(health.status(), 200);
+        assert_eq!(health.json()["upstreams"], "degraded");
+        let metrics = call(relay.address, &Request::get("/metrics")).await.unwrap();
+        let text = String::from_utf8(metrics.body.to_vec()).unwrap();
+        for line in [
+            "sluice_upstream_attempts_total{upstream=\"fake\",outcome=\"auth\"} 1",
+            "sluice_upstream_keys{upstream=\"fake\",state=\"quarantined\"} 1",
+            "sluice_upstream_quarantines_total{upstream=\"fake\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "`{line}` is not in:\n{text}");
+        }
+        assert!(relay.stop());
+        let log = relay.process.stderr();
+        assert!(log.contains("an upstream key is not used until it is changed"), "{log}");
     }
 
     async fn no_secret_and_no_prompt_is_in_the_log_or_the_metrics(deployment: Deployment) {

@@ -48,7 +48,10 @@ pub(super) struct Tour<'a> {
     is_over: bool,
     attempts: Attempts,
     skipped: SkippedTargets,
+    /// Of the last look at all lanes.
     obstacles: Obstacles,
+    /// Of lanes that were about to be tried.
+    refused: Obstacles,
     best: Option<Box<Failure>>,
 }
 
@@ -92,6 +95,32 @@ struct Obstacles {
     is_quarantined: bool,
 }
 
+impl Obstacles {
+    fn add(&mut self, obstacle: Obstacle) {
+        let wait = obstacle.wait;
+        let shorter = |known: Option<Duration>| {
+            let wait = wait.unwrap_or(Duration::MAX);
+            Some(known.map_or(wait, |known| known.min(wait)))
+        };
+        match obstacle.reason {
+            SkipReason::Cooldown | SkipReason::AtLimit => self.rest = shorter(self.rest),
+            SkipReason::Quarantined if wait.is_none() => self.is_quarantined = true,
+            SkipReason::Quarantined | SkipReason::BreakerOpen | SkipReason::Throttled => {
+                self.trouble = shorter(self.trouble);
+            }
+        }
+    }
+
+    fn and(self, other: &Self) -> Self {
+        let shorter = |a: Option<Duration>, b| a.into_iter().chain(b).min();
+        Self {
+            rest: shorter(self.rest, other.rest),
+            trouble: shorter(self.trouble, other.trouble),
+            is_quarantined: self.is_quarantined || other.is_quarantined,
+        }
+    }
+}
+
 /// The next attempt.
 pub(super) struct Step<'a> {
     tier: usize,
@@ -126,6 +155,7 @@ impl<'a> Tour<'a> {
             attempts: Attempts::new(),
             skipped: SkippedTargets::default(),
             obstacles: Obstacles::default(),
+            refused: Obstacles::default(),
             best: None,
         }
     }
@@ -190,11 +220,13 @@ impl<'a> Tour<'a> {
             }
             Err(Refused::Upstream(obstacle)) => {
                 self.visit(upstream_id).is_closed = true;
-                self.note(member, None, obstacle);
+                self.refused.add(obstacle);
+                self.skip(member, None, obstacle);
                 None
             }
             Err(Refused::Key(obstacle)) => {
-                self.note(member, Some(step.choice.key), obstacle);
+                self.refused.add(obstacle);
+                self.skip(member, Some(step.choice.key), obstacle);
                 self.remember(step, false);
                 None
             }
@@ -282,6 +314,7 @@ impl<'a> Tour<'a> {
         let tiers = self.plan.tiers(self.uses);
         let shared = shared(tiers)?;
         self.now = shared.now();
+        self.obstacles = Obstacles::default();
         self.wanted = Wanted::New;
         if let Some((index, target)) = self.stay.take()
             && let Some(tier) = tiers.get(index)
@@ -396,21 +429,7 @@ impl<'a> Tour<'a> {
         });
     }
 
-    fn note(&mut self, member: &Member, key: Option<usize>, obstacle: Obstacle) {
-        let wait = obstacle.wait;
-        let shorter = |known: Option<Duration>| {
-            let wait = wait.unwrap_or(Duration::MAX);
-            Some(known.map_or(wait, |known| known.min(wait)))
-        };
-        match obstacle.reason {
-            SkipReason::Cooldown | SkipReason::AtLimit => {
-                self.obstacles.rest = shorter(self.obstacles.rest);
-            }
-            SkipReason::Quarantined if wait.is_none() => self.obstacles.is_quarantined = true,
-            SkipReason::Quarantined | SkipReason::BreakerOpen | SkipReason::Throttled => {
-                self.obstacles.trouble = shorter(self.obstacles.trouble);
-            }
-        }
+    fn skip(&mut self, member: &Member, key: Option<usize>, obstacle: Obstacle) {
         let key = key.and_then(|key| member.prepared.keys.get(key));
         self.skipped.add(SkippedTarget {
             upstream_id: member.prepared.id,
@@ -431,7 +450,7 @@ impl<'a> Tour<'a> {
             rest,
             trouble,
             is_quarantined,
-        } = self.obstacles;
+        } = self.obstacles.and(&self.refused);
         let skipped = [
             rest.map(|wait| (ErrorClass::RateLimited, Some(wait))),
             trouble.map(|wait| (ErrorClass::NoTarget, Some(wait))),
@@ -483,7 +502,8 @@ impl Judge for Tour<'_> {
         }
         let obstacle = member.health.obstacle(&self.asking, self.now);
         if let Some(obstacle) = obstacle {
-            self.note(member, None, obstacle);
+            self.obstacles.add(obstacle);
+            self.skip(member, None, obstacle);
         }
         obstacle.is_none()
     }
@@ -503,7 +523,8 @@ impl Judge for Tour<'_> {
         if let Some(obstacle) = obstacle
             && !is_tried
         {
-            self.note(member, Some(choice.key), obstacle);
+            self.obstacles.add(obstacle);
+            self.skip(member, Some(choice.key), obstacle);
         }
         obstacle.is_none()
     }

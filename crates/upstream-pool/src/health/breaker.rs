@@ -190,7 +190,7 @@ impl Breaker {
             // It came too early to say anything new.
             (Some(Probe::Forced), State::HalfOpen { until }) => {
                 self.change(State::Open { until });
-                return Verdict::Opened(until.saturating_sub(now));
+                return Verdict::Counted;
             }
             (Some(Probe::Forced), _) => return Verdict::Counted,
             (None, _) => {}

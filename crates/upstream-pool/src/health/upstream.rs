@@ -232,6 +232,9 @@ impl UpstreamHealth {
         state.in_flight = state.in_flight.saturating_sub(1);
         state.throttle.accepted(now);
         let has_closed = state.breaker.pass_over(ticket);
+        if has_closed {
+            state.throttle.clear();
+        }
         self.settle(&mut state, now);
         has_closed
     }

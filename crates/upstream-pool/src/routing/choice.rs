@@ -72,14 +72,20 @@ impl Tier {
             }
             out.push(target);
         }
-        let mut left: SmallVec<[usize; 8]> = (0..self.targets.len())
-            .filter(|target| !out.contains(target))
-            .collect();
-        while let Some(target) = self.wheel.among(&left, self.cursor.next_fraction()) {
+        let mut left: SmallVec<[usize; 8]> = SmallVec::new();
+        for (target, planned) in self.targets.iter().enumerate() {
+            if !out.contains(&target) && judge.may_ask(&planned.member) {
+                left.push(target);
+            }
+        }
+        let mut fraction = self.cursor.next_fraction();
+        while let Some(target) = self.wheel.among(&left, fraction) {
             if let Some(choice) = self.with_key(target, Draw::InTurn, judge) {
                 return Some(choice);
             }
             left.retain(|other| *other != target);
+            // The next fraction would follow from this one, and prefer whoever lies behind.
+            fraction = mix(fraction);
         }
         None
     }

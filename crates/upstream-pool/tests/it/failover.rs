@@ -465,6 +465,22 @@ async fn the_last_upstream_is_never_given_up() {
 }
 
 #[tokio::test]
+async fn a_forced_probe_that_is_refused_tells_why() {
+    let up = FakeUpstream::start();
+    up.default_script(Script::refuse(500));
+    let fleet = Fleet::of(&[(&up, 1)]).with_breaker(2, LONG);
+    let ready = fleet.ready();
+    ready.ask().await.unwrap_err();
+    ready.ask().await.unwrap_err();
+    assert_eq!(fleet.health.report()[0].breaker, BreakerReport::Open);
+    up.default_script(Script::refuse(401));
+    for _ in 0..2 {
+        let error = ready.ask().await.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Auth);
+    }
+}
+
+#[tokio::test]
 async fn rests_and_quarantines_hold_also_for_the_last_upstream() {
     let up = FakeUpstream::start();
     up.script_for_key("sk-0-0", Script::refuse(401));

@@ -119,7 +119,10 @@ fn a_probe_that_came_too_early_changes_nothing_when_it_fails() {
     let probe = breaker.begin_forced(at(10)).unwrap();
     assert_eq!(breaker.begin_forced(at(10)), None, "one at a time");
     let verdict = breaker.fail(probe, source(1, 1), &policy(), at(11), 0.0);
-    assert_eq!(verdict, Verdict::Opened(at(49)));
+    assert_eq!(
+        (verdict, breaker.wait(at(11))),
+        (Verdict::Counted, Some(at(49)))
+    );
     let probe = breaker.begin_forced(at(12)).unwrap();
     assert!(breaker.succeed(probe, at(13)));
 }
