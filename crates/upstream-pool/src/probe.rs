@@ -204,7 +204,7 @@ impl Dispatcher {
         *request.headers_mut() = headers;
 
         let origin = || base.origin();
-        let destination = Origin::new(base).ok_or(ProbeError::NoBaseUrl)?;
+        let destination = Origin::new(base, upstream.allow_private).ok_or(ProbeError::NoBaseUrl)?;
         let patience = Patience {
             connect: upstream.deadlines.connect,
             head: PATIENCE,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use sluice_domain::address::{ForbiddenAddress, check_address};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::time::timeout;
@@ -32,6 +33,8 @@ pub(crate) enum ConnectError {
     TimedOut(Duration),
     #[error("the name cannot be resolved")]
     Name(#[source] io::Error),
+    #[error("the name leads where this upstream may not be")]
+    Forbidden(#[source] ForbiddenAddress),
     #[error("no TCP connection can be opened")]
     Tcp(#[source] io::Error),
     #[error("the TLS handshake failed")]
@@ -73,13 +76,41 @@ async fn encrypt(origin: &Origin, config: Arc<ClientConfig>, tcp: TcpStream) -> 
     Ok(Stream::Encrypted(Box::new(tls)))
 }
 
-/// Opens a TCP connection to the first address that takes it; the family of the first address has
-/// a head start.
 async fn dial(origin: &Origin) -> Result<TcpStream, ConnectError> {
-    let addresses = lookup_host((origin.host.as_ref(), origin.port))
+    dial_resolved(origin, async |host, port| {
+        Ok(lookup_host((host, port)).await?.collect())
+    })
+    .await
+}
+
+/// Opens a TCP connection to the first address of a name that takes it, among those where the
+/// upstream may be; the family of the first address has a head start.
+///
+/// The name is resolved once: who resolves is used up by it, and what is connected to are the
+/// addresses that were checked. A name that says something else the next moment changes nothing.
+async fn dial_resolved(
+    origin: &Origin,
+    resolve: impl AsyncFnOnce(&str, u16) -> io::Result<Vec<SocketAddr>>,
+) -> Result<TcpStream, ConnectError> {
+    let mut addresses = resolve(&origin.host, origin.port)
         .await
         .map_err(ConnectError::Name)?;
-    dial_addresses(addresses).await.map_err(ConnectError::Tcp)
+    let mut forbidden = None;
+    addresses.retain(
+        |address| match check_address(address.ip(), origin.allow_private) {
+            Ok(()) => true,
+            Err(error) => {
+                forbidden.get_or_insert(error);
+                false
+            }
+        },
+    );
+    match forbidden {
+        Some(error) if addresses.is_empty() => Err(ConnectError::Forbidden(error)),
+        _ => dial_addresses(addresses.into_iter())
+            .await
+            .map_err(ConnectError::Tcp),
+    }
 }
 
 async fn dial_addresses(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<TcpStream> {
@@ -133,6 +164,95 @@ mod tests {
     async fn closed_port(address: &str) -> SocketAddr {
         let listener = TcpListener::bind(address).await.unwrap();
         listener.local_addr().unwrap()
+    }
+
+    fn origin(allow_private: bool) -> Origin {
+        Origin {
+            is_https: false,
+            host: "models.example".into(),
+            port: 9,
+            allow_private,
+        }
+    }
+
+    /// Dials a name that has these addresses, and tells how many connections the listener saw.
+    async fn dialed(
+        listener: &TcpListener,
+        addresses: Vec<SocketAddr>,
+        allow_private: bool,
+    ) -> (Result<TcpStream, ConnectError>, usize) {
+        let result = dial_resolved(&origin(allow_private), async |host, port| {
+            assert_eq!((host, port), ("models.example", 9));
+            Ok(addresses)
+        })
+        .await;
+        let mut seen = 0;
+        while let Ok(Ok(_)) = timeout(Duration::from_millis(20), listener.accept()).await {
+            seen += 1;
+        }
+        (result, seen)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_into_the_private_network_is_not_connected_to() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let mapped: SocketAddr = format!("[::ffff:127.0.0.1]:{}", open.port())
+            .parse()
+            .unwrap();
+        for addresses in [vec![open], vec![mapped], vec![mapped, open]] {
+            let (result, seen) = dialed(&listener, addresses, false).await;
+            assert!(
+                matches!(result, Err(ConnectError::Forbidden(_))),
+                "{result:?}"
+            );
+            assert_eq!(seen, 0);
+        }
+        let (result, seen) = dialed(&listener, vec![open], true).await;
+        assert_eq!(result.unwrap().peer_addr().unwrap(), open);
+        assert_eq!(seen, 1);
+        // What is never allowed is told as such also where private addresses are.
+        let metadata = "169.254.169.254:80".parse().unwrap();
+        let (result, _seen) = dialed(&listener, vec![metadata], true).await;
+        assert!(matches!(
+            result,
+            Err(ConnectError::Forbidden(ForbiddenAddress::Never { .. }))
+        ));
+    }
+
+    #[tokio::test]
+    async fn of_mixed_addresses_only_those_are_tried_that_are_allowed() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let never: SocketAddr = format!("0.0.0.0:{}", open.port()).parse().unwrap();
+        let metadata: SocketAddr = "[fd00:ec2::254]:80".parse().unwrap();
+        // 0.0.0.0 would reach the listener as well: the peer tells which address was dialed.
+        let (result, seen) = dialed(&listener, vec![metadata, never, open], true).await;
+        assert_eq!(result.unwrap().peer_addr().unwrap(), open);
+        assert_eq!(seen, 1);
+        let (result, seen) = dialed(&listener, vec![metadata, never], true).await;
+        assert!(
+            matches!(result, Err(ConnectError::Forbidden(_))),
+            "{result:?}"
+        );
+        assert_eq!(seen, 0);
+    }
+
+    #[tokio::test]
+    async fn a_name_whose_answer_changes_is_asked_once() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        let closed = closed_port("127.0.0.1:0").await;
+        // Each answer of this resolver differs from the one before.
+        let mut answers = vec![vec![open], vec![closed]];
+        let mut asked = 0;
+        let result = dial_resolved(&origin(true), async |_, _| {
+            asked += 1;
+            Ok(answers.pop().unwrap())
+        })
+        .await;
+        assert!(matches!(result, Err(ConnectError::Tcp(_))), "{result:?}");
+        assert_eq!(asked, 1);
     }
 
     #[tokio::test]

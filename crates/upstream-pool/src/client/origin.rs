@@ -10,11 +10,14 @@ pub(crate) struct Origin {
     /// A name or an IP address, without brackets.
     pub(super) host: Box<str>,
     pub(super) port: u16,
+    /// Whether it may be at an address that is not public. Part of the identity: nobody gets a
+    /// connection that only somebody else was allowed to open.
+    pub(super) allow_private: bool,
 }
 
 impl Origin {
     /// Takes the origin of a base URL; `None` when it does not fit into a request.
-    pub(crate) fn new(base: &BaseUrl) -> Option<Self> {
+    pub(crate) fn new(base: &BaseUrl, allow_private: bool) -> Option<Self> {
         let authority: Authority = base.authority().parse().ok()?;
         if authority.as_str() != base.authority() {
             return None;
@@ -27,6 +30,7 @@ impl Origin {
             is_https,
             host: bare.unwrap_or(host).into(),
             port: authority.port_u16().unwrap_or(default_port),
+            allow_private,
         })
     }
 }
@@ -49,8 +53,10 @@ mod tests {
                 is_https,
                 host: host.into(),
                 port,
+                allow_private: false,
             };
-            assert_eq!(Origin::new(&url.parse().unwrap()), Some(expected), "{url}");
+            let found = Origin::new(&url.parse().unwrap(), false);
+            assert_eq!(found, Some(expected), "{url}");
         }
     }
 }

@@ -98,7 +98,7 @@ async fn send(
     base: &str,
     body: impl Into<Bytes>,
 ) -> Result<Reply, ExchangeError> {
-    let origin = Origin::new(&base.parse().unwrap()).unwrap();
+    let origin = Origin::new(&base.parse().unwrap(), true).unwrap();
     let patience = Patience {
         connect: LONG,
         head: LONG,

@@ -220,7 +220,7 @@ fn uris_hosts_and_credentials_are_prepared() {
         "/v1/chat/completions"
     );
     let base = "https://api.example.com".parse().unwrap();
-    assert_eq!(Some(&address.origin), Origin::new(&base).as_ref());
+    assert_eq!(Some(&address.origin), Origin::new(&base, false).as_ref());
     let headers = lane.key.headers.for_document();
     assert_eq!(headers["authorization"], "Bearer sk-secret-1");
     let printed = format!("{table:?} {plan:?}");

@@ -72,7 +72,7 @@ impl Address {
             _ => Paths::Fixed(Box::new(endpoints(base.path(), "")?)),
         };
         Some(Self {
-            origin: Origin::new(base)?,
+            origin: Origin::new(base, upstream.allow_private)?,
             host: HeaderValue::from_str(base.authority()).ok()?,
             paths,
         })

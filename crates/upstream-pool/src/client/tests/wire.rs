@@ -241,7 +241,7 @@ async fn what_nobody_asked_for_is_never_the_answer_to_another_request() {
 #[tokio::test]
 async fn a_head_that_trickles_is_waited_for_only_so_long() {
     let (listener, base) = listen().await;
-    let origin = Origin::new(&base.parse().unwrap()).unwrap();
+    let origin = Origin::new(&base.parse().unwrap(), true).unwrap();
     let patience = Patience {
         connect: LONG,
         head: Duration::from_millis(200),
@@ -271,7 +271,7 @@ async fn a_head_that_trickles_is_waited_for_only_so_long() {
 async fn a_request_that_meets_a_closed_connection_comes_back_unsent() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base = format!("http://{}", listener.local_addr().unwrap());
-    let origin = Origin::new(&base.parse().unwrap()).unwrap();
+    let origin = Origin::new(&base.parse().unwrap(), true).unwrap();
     let stream = connector::open(&origin, None, LONG).await.unwrap();
     let mut connection = Connection::new(stream);
     drop(listener.accept().await.unwrap());
