@@ -163,6 +163,10 @@ settings! {
         /// it open.
         idle_timeout ["idle_timeout_ms"]: Duration =
             Millis { min: 1_000, max: 86_400_000 }, Duration::from_mins(2);
+        /// How long a client may take none of the bytes of an answer that wait for it; then its
+        /// connection is closed.
+        write_stall ["write_stall_ms"]: Duration =
+            Millis { min: 100, max: 3_600_000 }, Duration::from_secs(30);
         /// How long a client may take to send the body of a request.
         body_timeout ["body_timeout_ms"]: Duration =
             Millis { min: 100, max: 3_600_000 }, Duration::from_secs(30);

@@ -1,12 +1,12 @@
 //! How long a client connection may keep us waiting.
 //!
 //! One coarse timer per connection instead of one per request: it looks now and then whether a head
-//! is overdue. A connection that rests between two requests is left alone much longer, because a
+//! is overdue, or whether the client has stopped to read. A connection that rests between two requests is left alone much longer, because a
 //! proxy in front keeps connections open and sends on them at any time.
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -23,9 +23,28 @@ pub(crate) struct Activity {
     bytes_read: AtomicU64,
     requests_begun: AtomicU64,
     requests_ended: AtomicU64,
+    /// Whether bytes wait for the client to take them.
+    is_blocked: AtomicBool,
+    /// How often it took some after it had not.
+    unblocked: AtomicU64,
 }
 
 impl Activity {
+    /// Returns whether bytes wait for the client to take them.
+    pub(crate) fn is_blocked(&self) -> bool {
+        self.is_blocked.load(Ordering::Relaxed)
+    }
+
+    fn wrote<T>(&self, polled: Poll<T>) -> Poll<T> {
+        let is_blocked = polled.is_pending();
+        if is_blocked != self.is_blocked() {
+            self.is_blocked.store(is_blocked, Ordering::Relaxed);
+            self.unblocked
+                .fetch_add(u64::from(!is_blocked), Ordering::Relaxed);
+        }
+        polled
+    }
+
     pub(crate) fn request_began(&self) {
         self.requests_begun.fetch_add(1, Ordering::Relaxed);
     }
@@ -41,37 +60,68 @@ impl Activity {
     }
 }
 
+/// How long a client may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ClientPatience {
+    /// To send a head.
+    pub(crate) head: Duration,
+    /// Between two requests.
+    pub(crate) idle: Duration,
+    /// To take bytes that wait for it.
+    pub(crate) write_stall: Duration,
+}
+
 /// Judges at each look whether the client is overdue.
 #[derive(Debug)]
-pub(crate) struct HeadWatch {
-    head_timeout: Duration,
-    idle_timeout: Duration,
+pub(crate) struct ClientWatch {
+    patience: ClientPatience,
     resting_since: Instant,
     head_since: Option<Instant>,
+    stalled_since: Option<Instant>,
+    unblocked_seen: u64,
     requests_seen: u64,
     bytes_seen: u64,
 }
 
-impl HeadWatch {
+impl ClientWatch {
     /// A new connection owes us a head from the start.
-    pub(crate) fn new(head_timeout: Duration, idle_timeout: Duration, now: Instant) -> Self {
+    pub(crate) fn new(patience: ClientPatience, now: Instant) -> Self {
         Self {
-            head_timeout,
-            idle_timeout,
+            patience,
             resting_since: now,
             head_since: Some(now),
+            stalled_since: None,
+            unblocked_seen: 0,
             requests_seen: 0,
             bytes_seen: 0,
         }
     }
 
-    /// How often to look: a head is cut off between one and one and a half times its timeout.
+    /// How often to look: a client is cut off between one and one and a half times its timeout.
     pub(crate) fn look_every(&self) -> Duration {
-        (self.head_timeout / 2).max(Duration::from_millis(10))
+        let shortest = self.patience.head.min(self.patience.write_stall);
+        (shortest / 2).max(Duration::from_millis(10))
+    }
+
+    /// Returns whether the client has taken nothing for too long, although bytes wait for it.
+    fn is_stalled(&mut self, activity: &Activity, now: Instant) -> bool {
+        let unblocked = activity.unblocked.load(Ordering::Relaxed);
+        if !activity.is_blocked() || unblocked != self.unblocked_seen {
+            self.unblocked_seen = unblocked;
+            self.stalled_since = None;
+        }
+        if !activity.is_blocked() {
+            return false;
+        }
+        let since = *self.stalled_since.get_or_insert(now);
+        now.duration_since(since) >= self.patience.write_stall
     }
 
     /// Returns whether the connection should be closed.
     pub(crate) fn is_overdue(&mut self, activity: &Activity, now: Instant) -> bool {
+        if self.is_stalled(activity, now) {
+            return true;
+        }
         let begun = activity.requests_begun.load(Ordering::Relaxed);
         let bytes = activity.bytes_read.load(Ordering::Relaxed);
         if activity.is_busy() || begun != self.requests_seen {
@@ -86,12 +136,12 @@ impl HeadWatch {
         }
         let is_late = |since: Instant, limit: Duration| now.duration_since(since) >= limit;
         self.head_since
-            .is_some_and(|since| is_late(since, self.head_timeout))
-            || is_late(self.resting_since, self.idle_timeout)
+            .is_some_and(|since| is_late(since, self.patience.head))
+            || is_late(self.resting_since, self.patience.idle)
     }
 }
 
-/// A connection that counts what it reads.
+/// A connection that tells what it reads and whether it can write.
 #[derive(Debug)]
 pub(crate) struct CountedStream {
     stream: TcpStream,
@@ -126,7 +176,8 @@ impl AsyncWrite for CountedStream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.activity.wrote(polled)
     }
 
     fn poll_write_vectored(
@@ -136,7 +187,8 @@ impl AsyncWrite for CountedStream {
     ) -> Poll<std::io::Result<usize>> {
         let length: usize = slices.iter().map(|slice| slice.len()).sum();
         if slices.len() == 1 || length > MAX_JOINED {
-            return Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+            let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+            return self.activity.wrote(polled);
         }
         // An event of a stream comes in three pieces; the system takes one for less than three.
         let mut joined = [0; MAX_JOINED];
@@ -147,7 +199,8 @@ impl AsyncWrite for CountedStream {
             rest = after;
         }
         let joined = joined.get(..length).unwrap_or_default();
-        Pin::new(&mut self.stream).poll_write(cx, joined)
+        let polled = Pin::new(&mut self.stream).poll_write(cx, joined);
+        self.activity.wrote(polled)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -167,8 +220,11 @@ impl AsyncWrite for CountedStream {
 mod tests {
     use super::*;
 
-    const HEAD: Duration = Duration::from_secs(10);
-    const IDLE: Duration = Duration::from_mins(2);
+    const PATIENCE: ClientPatience = ClientPatience {
+        head: Duration::from_secs(10),
+        idle: Duration::from_mins(2),
+        write_stall: Duration::from_secs(30),
+    };
 
     fn at(start: Instant, seconds: u64) -> Instant {
         start + Duration::from_secs(seconds)
@@ -177,7 +233,7 @@ mod tests {
     #[test]
     fn a_first_head_is_due_from_the_start() {
         let start = Instant::now();
-        let (mut watch, activity) = (HeadWatch::new(HEAD, IDLE, start), Activity::default());
+        let (mut watch, activity) = (ClientWatch::new(PATIENCE, start), Activity::default());
         assert!(!watch.is_overdue(&activity, at(start, 5)));
         activity.bytes_read.fetch_add(20, Ordering::Relaxed);
         assert!(!watch.is_overdue(&activity, at(start, 9)));
@@ -187,7 +243,7 @@ mod tests {
     #[test]
     fn a_resting_connection_is_kept_and_a_dribbled_head_on_it_is_not() {
         let start = Instant::now();
-        let (mut watch, activity) = (HeadWatch::new(HEAD, IDLE, start), Activity::default());
+        let (mut watch, activity) = (ClientWatch::new(PATIENCE, start), Activity::default());
         activity.request_began();
         assert!(
             !watch.is_overdue(&activity, at(start, 50)),
@@ -207,9 +263,29 @@ mod tests {
     }
 
     #[test]
+    fn a_client_that_takes_nothing_is_overdue_and_a_slow_one_is_not() {
+        let start = Instant::now();
+        let (mut watch, activity) = (ClientWatch::new(PATIENCE, start), Activity::default());
+        activity.request_began();
+        for second in (0..200).step_by(20) {
+            assert_eq!(activity.wrote::<()>(Poll::Pending), Poll::Pending);
+            assert!(!watch.is_overdue(&activity, at(start, second)));
+            assert!(!watch.is_overdue(&activity, at(start, second + 19)));
+            // It takes a little, and is behind again before anybody looks.
+            assert!(activity.wrote(Poll::Ready(())).is_ready());
+        }
+        assert_eq!(activity.wrote::<()>(Poll::Pending), Poll::Pending);
+        assert!(!watch.is_overdue(&activity, at(start, 200)));
+        assert!(!watch.is_overdue(&activity, at(start, 229)));
+        assert!(watch.is_overdue(&activity, at(start, 230)));
+        assert!(activity.wrote(Poll::Ready(())).is_ready());
+        assert!(!watch.is_overdue(&activity, at(start, 500)));
+    }
+
+    #[test]
     fn a_connection_that_rests_too_long_is_closed() {
         let start = Instant::now();
-        let (mut watch, activity) = (HeadWatch::new(HEAD, IDLE, start), Activity::default());
+        let (mut watch, activity) = (ClientWatch::new(PATIENCE, start), Activity::default());
         activity.request_began();
         activity.request_ended();
         assert!(!watch.is_overdue(&activity, at(start, 5)));

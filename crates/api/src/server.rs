@@ -33,7 +33,7 @@ use tower_service::Service as _;
 
 use crate::app::{App, Signal, SignalWatch, Worker};
 use crate::body::AnswerBody;
-use crate::connection::{Activity, CountedStream, HeadWatch};
+use crate::connection::{Activity, ClientPatience, ClientWatch, CountedStream};
 use crate::error::{ApiError, Code};
 use crate::ids::new_request_id;
 use crate::metrics::{Metrics, Surface};
@@ -120,7 +120,12 @@ async fn serve_connection(service: Arc<Service>, stream: TcpStream, peer: Socket
     let config = &app.config.server;
     let activity = Arc::<Activity>::default();
     let io = TokioIo::new(CountedStream::new(stream, Arc::clone(&activity)));
-    let mut watch = HeadWatch::new(config.header_timeout, config.idle_timeout, Instant::now());
+    let patience = ClientPatience {
+        head: config.header_timeout,
+        idle: config.idle_timeout,
+        write_stall: config.write_stall,
+    };
+    let mut watch = ClientWatch::new(patience, Instant::now());
     let mut next_look = std::pin::pin!(tokio::time::sleep(watch.look_every()));
 
     let service =
@@ -142,12 +147,14 @@ async fn serve_connection(service: Arc<Service>, stream: TcpStream, peer: Socket
             // What is still open is dropped here, and booked by that.
             return Poll::Ready(Ok(()));
         }
-        // A client that waits for its answer is not late, so nobody looks meanwhile; the end of the
-        // answer passes here too.
+        // A client that waits for its answer is not late, so nobody looks meanwhile, unless it does
+        // not take what is there; the end of the answer passes here too.
         if !activity.is_busy() {
             crash::point("answer.sent");
         }
-        while !activity.is_busy() && next_look.as_mut().poll(cx).is_ready() {
+        while (!activity.is_busy() || activity.is_blocked())
+            && next_look.as_mut().poll(cx).is_ready()
+        {
             let now = Instant::now();
             if watch.is_overdue(&activity, now) {
                 tracing::trace!("a client is overdue; its connection is closed");

@@ -294,3 +294,25 @@ async fn a_plain_request_that_outlasts_the_stop_is_recorded_and_costs_nothing() 
     let record = relay.deployment.only_record().await;
     assert_eq!((&*record.ending, record.quota_tokens), ("shutdown", 0));
 }
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_of_its_answer_is_left() {
+    let mut deployment = Deployment::new(Backend::Sqlite).unwrap();
+    deployment.set("SLUICE_SERVER_WRITE_STALL_MS", "1000");
+    let relay = deployment.start();
+    // More than all buffers between the two take.
+    relay
+        .upstream()
+        .default_script(Script::new().words(100_000).coalesce(100));
+    let mut client = HttpClient::connect_with_buffer(relay.address, 4_096)
+        .await
+        .unwrap();
+    let request = Request::post("/v1/chat/completions", &streamed_chat(3)).key(relay.key());
+    client.send(&request).await.unwrap();
+    assert_eq!(client.read_head().await.unwrap().status, 200);
+    // The client stays, and reads no more.
+    let record = relay.deployment.only_record().await;
+    assert_eq!((&*record.ending, record.status), ("client_left", 499));
+    assert!(record.duration_ms >= 1_000, "{}", record.duration_ms);
+    drop(client);
+}
