@@ -80,26 +80,25 @@ impl AddressKind {
         }
     }
 
-    #[expect(
-        clippy::match_same_arms,
-        reason = "the ranges are in order, each with its own reason"
-    )]
     fn of_v6(address: Ipv6Addr) -> Self {
         let own = match address.segments() {
             [0, 0, 0, 0, 0, 0, 0, 0] => return Self::Unspecified,
             [0, 0, 0, 0, 0, 0, 0, 1] => return Self::Loopback,
-            // Nothing but a way to write an IPv4 address: mapped, and the translation of RFC 6052.
-            [0, 0, 0, 0, 0, 0xffff, ..] | [0x64, 0xff9b, 0, 0, 0, 0, ..] => Self::Public,
             [0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23 | 0x254] | [0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254] => {
                 Self::Metadata
             }
-            [0x64, 0xff9b, 1, ..] => Self::Special,
             [0xfc00..=0xfdff, ..] => Self::Private,
             // With the site-local ones, which came before the unique-local ones.
             [0xfe80..=0xfeff, ..] => Self::LinkLocal,
             [0xff00..=0xffff, ..] => Self::Multicast,
-            [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Self::Special,
-            [0x2000..=0x3fff, ..] => Self::Public,
+            [0x64, 0xff9b, 1, ..] | [0x2001, 0..=0x1ff | 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => {
+                Self::Special
+            }
+            // Also what is nothing but a way to write an IPv4 address: mapped, and the translation of
+            // RFC 6052.
+            [0x2000..=0x3fff, ..]
+            | [0, 0, 0, 0, 0, 0xffff, ..]
+            | [0x64, 0xff9b, 0, 0, 0, 0, ..] => Self::Public,
             _ => Self::Reserved,
         };
         embedded(address)
@@ -134,28 +133,22 @@ impl AddressKind {
 }
 
 /// Returns the IPv4 addresses that an IPv6 address carries.
-#[expect(
-    clippy::match_same_arms,
-    reason = "the ranges are in order, each with its own reason"
-)]
 fn embedded(address: Ipv6Addr) -> [Option<Ipv4Addr>; 2] {
     let v4 = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
         Some(Ipv4Addr::new(a, b, c, d))
     };
     match address.segments() {
-        // Mapped, compatible (which nobody uses), and the translations of RFC 6052 and RFC 8215.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] | [0x64, 0xff9b, _, _, _, _, high, low] => {
-            [v4(high, low), None]
-        }
-        // 6to4.
-        [0x2002, high, low, ..] => [v4(high, low), None],
         // Teredo: the server as it is, the client with all bits turned.
         [0x2001, 0, high, low, _, _, client_high, client_low] => {
             [v4(high, low), v4(!client_high, !client_low)]
         }
+        // Mapped, compatible (which nobody uses), the translations of RFC 6052 and RFC 8215, 6to4,
         // ISATAP.
-        [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => [v4(high, low), None],
+        [0, 0, 0, 0, 0, 0 | 0xffff, high, low]
+        | [0x64, 0xff9b, _, _, _, _, high, low]
+        | [0x2002, high, low, ..]
+        | [_, _, _, _, 0 | 0x200, 0x5efe, high, low] => [v4(high, low), None],
         _ => [None, None],
     }
 }
