@@ -394,6 +394,17 @@ CREATE TABLE failed_attempts (
 CREATE TABLE failed_attempts_default PARTITION OF failed_attempts DEFAULT;
 
 -- The usage records, whole: for all who read.
+-- What a request passed over, where it did.
+CREATE TABLE skipped_targets (
+    request_id UUID    NOT NULL,
+    -- A JSON array of objects with `upstream_id`, `upstream_key_id` and `reason`.
+    targets    TEXT    NOT NULL,
+    -- How many there were beyond those.
+    more       BIGINT  NOT NULL,
+    CONSTRAINT skipped_targets_pk PRIMARY KEY (request_id)
+) PARTITION BY RANGE (request_id);
+CREATE TABLE skipped_targets_default PARTITION OF skipped_targets DEFAULT;
+
 CREATE VIEW usage_records AS
     SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
         k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,
@@ -631,7 +642,7 @@ DECLARE
 BEGIN
     FOR i IN 0..2 LOOP
         low := month_start + make_interval(months => i);
-        FOREACH parent IN ARRAY ARRAY['usage_rows', 'failed_attempts'] LOOP
+        FOREACH parent IN ARRAY ARRAY['usage_rows', 'failed_attempts', 'skipped_targets'] LOOP
             child := parent || '_' || to_char(low, 'YYYY_MM');
             CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
             -- Two instances may come here at once.

@@ -411,6 +411,16 @@ CREATE TABLE failed_attempts (
 
 -- The usage records, whole: for all who read.
 CREATE VIEW usage_records AS
+-- What a request passed over, where it did.
+CREATE TABLE skipped_targets (
+    request_id BLOB    NOT NULL,
+    -- A JSON array of objects with `upstream_id`, `upstream_key_id` and `reason`.
+    targets    TEXT    NOT NULL,
+    -- How many there were beyond those.
+    more       INTEGER NOT NULL,
+    CONSTRAINT skipped_targets_pk PRIMARY KEY (request_id)
+) STRICT;
+
     SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
         k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,
         k.upstream_id, k.upstream_model, k.upstream_key_id, k.attempt_count, k.attempt_status,

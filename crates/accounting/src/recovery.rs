@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::quota::Amounts;
 use sluice_domain::record::{AttemptRecord, RequestEnd, UsageRecord};
 use sluice_domain::time::UnixMillis;
@@ -56,6 +57,7 @@ pub(crate) fn recovered(hold: OpenHold, now: UnixMillis) -> UsageRecord {
                 head_ms: 0,
             })
             .collect(),
+        skipped: SkippedTargets::default(),
     };
     UsageRecord { open, end }
 }

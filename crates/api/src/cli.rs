@@ -8,6 +8,7 @@
 
 mod admin;
 mod check;
+mod explain;
 mod import;
 mod input;
 mod key;
@@ -94,6 +95,8 @@ enum Command {
     /// Routes: from a requested model to upstreams
     #[command(subcommand)]
     Route(route::RouteCommand),
+    /// What became of a request: what was tried, what was passed over, and why
+    Explain(explain::ExplainArgs),
     /// The ledger: whether it is sound, and what instances have of it
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
@@ -131,6 +134,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Key(command) => key::run(command, &global.load()?.config),
         Command::Upstream(command) => upstream::run(command, &global.load()?.config),
         Command::Route(command) => route::run(command, &global.load()?.config),
+        Command::Explain(args) => explain::run(&args, &global.load()?.config),
         Command::Ledger(command) => ledger::run(command, &global.load()?.config),
     }
 }

@@ -234,11 +234,12 @@ impl RelayCall {
             max_event_bytes: app.config.relay.max_event_bytes,
             max_held_bytes: app.config.relay.max_answer_bytes,
         };
-        let result = self.worker.dispatcher.dispatch(&self.plan, &call).await;
-        self.side.dispatched(match &result {
-            Ok(answer) => answer.attempts.len(),
-            Err(error) => error.attempts.len(),
-        });
+        let mut result = self.worker.dispatcher.dispatch(&self.plan, &call).await;
+        let (attempts, skipped) = match &mut result {
+            Ok(answer) => (answer.attempts.len(), &mut answer.skipped),
+            Err(error) => (error.attempts.len(), &mut error.skipped),
+        };
+        self.side.dispatched(attempts, std::mem::take(skipped));
         result
     }
 }

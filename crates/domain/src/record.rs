@@ -7,6 +7,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::id::{RequestId, UpstreamId, UpstreamKeyId};
+use crate::pool::SkippedTargets;
 use crate::quota::{Amounts, HoldTerms, Payer};
 use crate::route::Endpoint;
 use crate::time::{LocalDay, Month, UnixMillis};
@@ -88,6 +89,8 @@ pub struct RequestEnd {
     pub duration_ms: i64,
     /// The attempts in order.
     pub attempts: SmallVec<[AttemptRecord; 1]>,
+    /// What was passed over, and why.
+    pub skipped: SkippedTargets,
 }
 
 impl RequestEnd {
@@ -115,6 +118,7 @@ impl RequestEnd {
             first_event_ms: None,
             duration_ms: 0,
             attempts: SmallVec::new(),
+            skipped: SkippedTargets::default(),
         }
     }
 }

@@ -120,6 +120,7 @@ fn record(
                     head_ms: 11,
                 })
                 .collect(),
+                skipped: sluice_domain::pool::SkippedTargets::default(),
             },
         }),
     }

@@ -48,6 +48,8 @@ pub mod feed;
 
 pub mod calendar;
 
+mod skipped;
+
 mod ledger;
 
 pub mod usage;

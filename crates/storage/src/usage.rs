@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use sluice_domain::id::{
     InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId, uuid_v7,
 };
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::ports::StoreError;
 use sluice_domain::quota::Amounts;
 use sluice_domain::time::{LocalDay, Month, UnixMillis};
@@ -15,6 +16,7 @@ use uuid::Uuid;
 use crate::bulk::Repeats;
 use crate::error::{Failure, corrupt};
 use crate::ledger::upstream_of_rollup;
+use crate::skipped;
 use crate::storage::Storage;
 
 /// How far the time inside a request id may be from the time of its record, in milliseconds.
@@ -22,6 +24,13 @@ const ID_SLACK_MS: i64 = 24 * 60 * 60 * 1_000;
 
 statements! {
     // The time inside the ids makes an index on the time needless.
+    FIND_RECORD = "SELECT request_id, instance_id, post_no, tenant_id, user_id, key_id, period, \
+            statement_period, local_day, started_at_ms, endpoint, streams, requested_model, \
+            upstream_id, upstream_model, ending, stage, status, error_code, basis, input_tokens, \
+            cached_input_tokens, cache_write_input_tokens, output_tokens, reasoning_output_tokens, \
+            bound_tokens, bound_nano, quota_tokens, charge_nano, excess_tokens, excess_nano, \
+            first_event_ms, duration_ms \
+        FROM usage_records WHERE request_id = $1";
     LIST_RECORDS = "SELECT request_id, instance_id, post_no, tenant_id, user_id, key_id, period, \
             statement_period, local_day, started_at_ms, endpoint, streams, requested_model, \
             upstream_id, upstream_model, ending, stage, status, error_code, basis, input_tokens, \
@@ -71,6 +80,10 @@ bulks! {
         1,
         ") SELECT d.request_id, d.ip, d.user_agent \
         FROM wanted w CROSS JOIN record_details d WHERE d.request_id = w.request_id";
+    SKIPPED_OF = "WITH wanted (request_id) AS (VALUES ",
+        1,
+        ") SELECT s.request_id, s.targets, s.more \
+        FROM wanted w CROSS JOIN skipped_targets s WHERE s.request_id = w.request_id";
 }
 
 /// A usage record as it is stored.
@@ -132,6 +145,8 @@ pub struct StoredRecord {
     pub duration_ms: i64,
     /// The attempts in order.
     pub attempts: Vec<StoredAttempt>,
+    /// What was passed over, and why.
+    pub skipped: SkippedTargets,
     /// The source address; erased with personal data.
     pub ip: Option<String>,
     /// The `user-agent` header; erased with personal data.
@@ -257,6 +272,13 @@ struct DetailRow {
 }
 
 #[derive(FromRow)]
+struct SkippedRow {
+    request_id: Uuid,
+    targets: String,
+    more: i64,
+}
+
+#[derive(FromRow)]
 struct SumsRow {
     key_id: Uuid,
     user_id: Uuid,
@@ -356,6 +378,7 @@ impl TryFrom<RecordRow> for StoredRecord {
             first_event_ms: row.first_event_ms,
             duration_ms: row.duration_ms,
             attempts: Vec::new(),
+            skipped: SkippedTargets::default(),
             ip: None,
             user_agent: None,
         })
@@ -363,6 +386,14 @@ impl TryFrom<RecordRow> for StoredRecord {
 }
 
 impl Storage {
+    /// Finds the record of a request, of whichever tenant: for operators.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn find_record(&self, id: RequestId) -> Result<Option<StoredRecord>, StoreError> {
+        reading!(self, find_record(id))
+    }
+
     /// Lists the records of a tenant that began in a span (its end excluded), newest first, with
     /// their attempts and details.
     ///
@@ -431,6 +462,17 @@ on_both! {
         )
         .fetch_all(&mut *self.conn)
         .await?;
+        self.whole_records(rows).await
+    }
+
+    async fn find_record(&mut self, id: RequestId) -> Result<Option<StoredRecord>, Failure> {
+        let row: Vec<RecordRow> =
+            sql_as!(FIND_RECORD, id.as_uuid()).fetch_all(&mut *self.conn).await?;
+        Ok(self.whole_records(row).await?.pop())
+    }
+
+    /// Puts what hangs on records to them.
+    async fn whole_records(&mut self, rows: Vec<RecordRow>) -> Result<Vec<StoredRecord>, Failure> {
         let mut records: Vec<StoredRecord> =
             rows.into_iter().map(StoredRecord::try_from).collect::<Result<_, _>>()?;
         let ids: Vec<Uuid> = records.iter().map(|record| record.request_id.as_uuid()).collect();
@@ -438,6 +480,8 @@ on_both! {
             self.fetch_bulk(&ATTEMPTS_OF, &ids, Repeats::Never, |arguments, id| row!(arguments, *id)).await?;
         let details: Vec<DetailRow> =
             self.fetch_bulk(&DETAILS_OF, &ids, Repeats::Never, |arguments, id| row!(arguments, *id)).await?;
+        let skipped: Vec<SkippedRow> =
+            self.fetch_bulk(&SKIPPED_OF, &ids, Repeats::Never, |arguments, id| row!(arguments, *id)).await?;
         let places: HashMap<Uuid, usize> = ids.into_iter().zip(0..).collect();
         for row in attempts {
             if let Some(record) = places.get(&row.request_id).and_then(|at| records.get_mut(*at)) {
@@ -448,6 +492,12 @@ on_both! {
             if let Some(record) = places.get(&row.request_id).and_then(|at| records.get_mut(*at)) {
                 record.ip = row.ip;
                 record.user_agent = row.user_agent;
+            }
+        }
+        for row in skipped {
+            if let Some(record) = places.get(&row.request_id).and_then(|at| records.get_mut(*at)) {
+                record.skipped = skipped::read(&row.targets, row.more)
+                    .ok_or_else(|| corrupt("skipped_targets", "targets", record.request_id))?;
             }
         }
         Ok(records)

@@ -225,6 +225,7 @@ pub fn a_finished_end() -> RequestEnd {
         duration_ms: 900,
         attempts: std::iter::once(an_attempt(next_uuid(UpstreamId::from_uuid))).collect(),
     }
+        skipped: sluice_domain::pool::SkippedTargets::default(),
 }
 
 /// Returns a successful attempt for `gpt-4o` at the upstream, without an upstream key.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use sluice_domain::id::{
     BootId, InstanceId, ProxyKeyId, RequestId, TenantId, UpstreamId, UpstreamKeyId, UserId,
 };
+use sluice_domain::pool::{SkipReason, SkippedTarget, SkippedTargets};
 use sluice_domain::quota::{
     Amounts, CounterKey, HoldTerms, Lease, Payer, Scope, ScopeKind, ScopeSet,
 };
@@ -138,6 +139,13 @@ codes! {
         Stage::Dispatched = 2,
         Stage::Relaying = 3,
     }
+    skip_reason: SkipReason {
+        SkipReason::Cooldown = 1,
+        SkipReason::BreakerOpen = 2,
+        SkipReason::Quarantined = 3,
+        SkipReason::AtLimit = 4,
+        SkipReason::Throttled = 5,
+    }
     scope_kind: ScopeKind {
         ScopeKind::Tenant = 1,
         ScopeKind::User = 2,
@@ -264,8 +272,17 @@ pub(super) fn decode_progress(payload: &[u8]) -> Option<Progress> {
     reader.finish(progress)
 }
 
-/// Writes a record; of its attempts only the last `attempts`.
-pub(super) fn put_record(out: &mut Vec<u8>, record: &UsageRecord, attempts: usize) {
+/// How much of what explains a record is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// All of it.
+    Whole,
+    /// The last so many attempts, and nothing of what was passed over.
+    LastAttempts(usize),
+}
+
+/// Writes a record with a part of what explains it.
+pub(super) fn put_record(out: &mut Vec<u8>, record: &UsageRecord, detail: Detail) {
     put_open(out, &record.open);
     let end = &record.end;
     out.put_byte(ending::code(end.ending));
@@ -279,6 +296,10 @@ pub(super) fn put_record(out: &mut Vec<u8>, record: &UsageRecord, attempts: usiz
     put_amounts(out, end.owed);
     out.put_option(end.first_event_ms, Put::put_int);
     out.put_int(end.duration_ms);
+    let (attempts, skipped) = match detail {
+        Detail::Whole => (end.attempts.len(), Some(&end.skipped)),
+        Detail::LastAttempts(attempts) => (attempts, None),
+    };
     let attempts = &end.attempts[end.attempts.len().saturating_sub(attempts)..];
     out.put_uint(attempts.len() as u64);
     for attempt in attempts {
@@ -292,6 +313,39 @@ pub(super) fn put_record(out: &mut Vec<u8>, record: &UsageRecord, attempts: usiz
         out.put_int(attempt.started_at.0);
         out.put_int(attempt.head_ms);
     }
+    put_skipped(out, skipped);
+}
+
+/// One byte where nothing was passed over.
+fn put_skipped(out: &mut Vec<u8>, skipped: Option<&SkippedTargets>) {
+    let named = skipped.map_or(&[][..], SkippedTargets::named);
+    out.put_uint(named.len() as u64);
+    for target in named {
+        out.put_uuid(target.upstream_id.as_uuid());
+        out.put_option(target.upstream_key_id, |out, id| {
+            out.put_uuid(id.as_uuid());
+        });
+        out.put_byte(skip_reason::code(target.reason));
+    }
+    if !named.is_empty() {
+        out.put_uint(skipped.map_or(0, SkippedTargets::more).into());
+    }
+}
+
+fn read_skipped(reader: &mut Reader<'_>) -> Option<SkippedTargets> {
+    let mut named = Vec::new();
+    for _ in 0..reader.uint()? {
+        named.push(SkippedTarget {
+            upstream_id: UpstreamId::from_uuid(reader.uuid()?),
+            upstream_key_id: reader.option(Reader::uuid)?.map(UpstreamKeyId::from_uuid),
+            reason: skip_reason::read(reader.byte()?)?,
+        });
+    }
+    if named.is_empty() {
+        return Some(SkippedTargets::default());
+    }
+    let more = reader.uint()?.try_into().ok()?;
+    Some(SkippedTargets::from_parts(named, more))
 }
 
 pub(super) fn decode_record(payload: &[u8]) -> Option<UsageRecord> {
@@ -320,6 +374,7 @@ pub(super) fn decode_record(payload: &[u8]) -> Option<UsageRecord> {
             head_ms: reader.int()?,
         });
     }
+    end.skipped = read_skipped(&mut reader)?;
     reader.finish(UsageRecord { open, end })
 }
 

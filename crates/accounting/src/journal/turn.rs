@@ -10,8 +10,8 @@ use sluice_domain::record::{OpenRequest, UsageRecord};
 use crate::journal::error::JournalError;
 use crate::journal::line::{Batch, Kind, LineAbout, MAX_LINE, line_len};
 use crate::journal::payload::{
-    AttemptStart, END_ROOM, MAX_OPEN, Progress, open_len, put_attempt, put_open, put_progress,
-    put_record,
+    AttemptStart, Detail, END_ROOM, MAX_OPEN, Progress, open_len, put_attempt, put_open,
+    put_progress, put_record,
 };
 
 /// Space in allocated segments that nobody has claimed.
@@ -198,21 +198,22 @@ impl Turn {
 
     /// Adds the end of a request, with the slot of its post.
     ///
-    /// When the record needs more than the slot and the disk is full, its earlier attempts are left
-    /// out: never what it charges.
+    /// When the record needs more than the slot and the disk is full, what was passed over and its
+    /// earlier attempts are left out: never what it charges.
     pub fn post(&mut self, record: Box<UsageRecord>, mut slot: Slot) {
         let about = LineAbout::request(Kind::Post, record.open.request_id);
-        for attempts in [record.end.attempts.len(), 1, 0] {
+        let nothing = Detail::LastAttempts(0);
+        for detail in [Detail::Whole, Detail::LastAttempts(1), nothing] {
             let length = self
                 .batch
-                .push(about, |out| put_record(out, &record, attempts));
+                .push(about, |out| put_record(out, &record, detail));
             let lacking = length.saturating_sub(slot.bytes);
             if length <= MAX_LINE && self.space.take(lacking) {
                 slot.bytes += lacking;
                 self.charge(length, &mut slot);
                 break;
             }
-            if attempts == 0 {
+            if detail == nothing {
                 // Only a record that is larger than its own open said comes here.
                 self.space.give(-signed(lacking));
                 slot.bytes += lacking;

@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use sluice_accounting::{Hold, Written};
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::ports::Clock;
 use sluice_domain::quota::Amounts;
 use sluice_domain::record::{AttemptRecord, RequestEnd};
@@ -43,6 +44,8 @@ struct AttemptNotes {
     ended: Attempts,
     /// The attempt that has begun and has no result yet.
     begun: Option<AttemptRecord>,
+    /// What was passed over, once the dispatch has ended.
+    skipped: SkippedTargets,
 }
 
 impl SideNotes {
@@ -69,7 +72,10 @@ impl SideNotes {
     }
 
     /// Notes that an answer has begun, or that nothing is left to try.
-    pub(crate) fn dispatched(&self, attempts: usize) {
+    pub(crate) fn dispatched(&self, attempts: usize, skipped: SkippedTargets) {
+        if !skipped.is_empty() {
+            self.attempts.lock().skipped = skipped;
+        }
         let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
         self.dispatched_after.store(attempts, Ordering::Relaxed);
     }
@@ -84,9 +90,16 @@ impl SideNotes {
         self.drains.load(Ordering::Relaxed)
     }
 
+    /// Returns what was passed over.
+    fn skipped(&self) -> SkippedTargets {
+        std::mem::take(&mut self.attempts.lock().skipped)
+    }
+
     /// Returns the attempts, the one that is under way as one that had no result.
     fn unfinished(&self, now: UnixMillis, error: &'static str) -> Attempts {
-        let AttemptNotes { mut ended, begun } = std::mem::take(&mut *self.attempts.lock());
+        let mut notes = self.attempts.lock();
+        let (mut ended, begun) = (std::mem::take(&mut notes.ended), notes.begun.take());
+        drop(notes);
         ended.extend(begun.map(|begun| AttemptRecord {
             error: Some(Cow::Borrowed(error)),
             head_ms: now.since(begun.started_at),
@@ -242,6 +255,7 @@ impl InFlight {
                 .duration_ms
                 .unwrap_or_else(|| millis_since(self.started)),
             attempts: std::mem::take(&mut self.attempts),
+            skipped: self.side.skipped(),
         };
         match (owed, self.usage) {
             (Owed::Nothing, None) => {

@@ -1,7 +1,7 @@
 //! Upstreams, their keys and routes as an admin sets and changes them.
 
 use serde_json::{Value, json};
-use sluice_testkit::FakeUpstream;
+use sluice_testkit::{FakeUpstream, Script};
 
 use crate::deployment::{Deployment, MODEL, PATIENCE, UPSTREAM_MODEL, chat, on_both_databases};
 
@@ -174,5 +174,59 @@ on_both_databases! {
             }
             assert!(began.elapsed() < PATIENCE);
         }
+    }
+
+    async fn a_request_is_explained_with_what_it_tried_and_passed_over(deployment: Deployment) {
+        let second = FakeUpstream::start();
+        let url = second.base_url();
+        deployment.run(&["upstream", "create", "second", "--kind", "compatible", "--url", &url, "--allow-private"]);
+        deployment.run(&[
+            "route", "set", MODEL, "--to", &format!("fake={UPSTREAM_MODEL}"), "--to", "second=other-name,tier=1",
+        ]);
+        let relay = deployment.start();
+        // The first one is asked to wait, and goes elsewhere; the next one does not even ask.
+        relay.upstream().default_script(Script::refuse(429).retry_after(120));
+        let mut ids = Vec::new();
+        for _ in 0..2 {
+            let answer = relay.post("/v1/chat/completions", &chat(1)).await;
+            assert_eq!(answer.status(), 200, "{}", answer.json());
+            ids.push(answer.header("x-request-id").unwrap().to_owned());
+        }
+        assert_eq!((relay.upstream().served().len(), second.served().len()), (1, 2));
+        // What is known survives a crash of whoever knows it.
+        relay.process.kill();
+        relay.process.wait_exit(PATIENCE);
+        let relay = relay.deployment.start();
+        relay.deployment.wait_for_records(2).await;
+
+        let explained = listed(&relay.deployment, &["explain", &ids[0]]);
+        let attempts = explained["attempts"].as_array().unwrap();
+        let told: Vec<_> = attempts
+            .iter()
+            .map(|a| (&a["upstream"], &a["upstream_key"], &a["upstream_model"], &a["status"], &a["error"]))
+            .collect();
+        assert_eq!(told, [
+            (&json!("fake"), &json!("main"), &json!(UPSTREAM_MODEL), &json!(429), &json!("rate_limited")),
+            (&json!("second"), &Value::Null, &json!("other-name"), &json!(200), &Value::Null),
+        ]);
+        let explained = listed(&relay.deployment, &["explain", &ids[1]]);
+        assert_eq!(explained["attempts"].as_array().unwrap().len(), 1);
+        let skipped = explained["skipped"].as_array().unwrap();
+        let told: Vec<_> =
+            skipped.iter().map(|s| (&s["upstream"], &s["upstream_key"], &s["reason"])).collect();
+        assert_eq!(told, [(&json!("fake"), &json!("main"), &json!("cooldown"))]);
+        assert_eq!((&explained["tenant"], &explained["key"]), (&json!("acme"), &json!("first")));
+
+        let text = relay.deployment.run(&["explain", &ids[1]]);
+        for line in [
+            "passed over: key `main` of upstream `fake`: cooldown: rests after the provider limited it",
+            "attempt 1: upstream `second`, model `other-name`: status 200 after ",
+            "ended: finished with status 200",
+        ] {
+            assert!(text.contains(line), "{line}\n{text}");
+        }
+        let unknown = ids[0].replace(&ids[0][20..], &"0".repeat(ids[0].len() - 20));
+        assert!(refused(&relay.deployment, 1, &["explain", &unknown]).contains("there is no record of"));
+        relay.deployment.run(&["ledger", "verify"]);
     }
 }

@@ -1,6 +1,7 @@
 //! Inserts records with their callers and attempts.
 
 use sluice_domain::id::UpstreamKeyId;
+use sluice_domain::pool::SkippedTargets;
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::time::UnixMillis;
 use uuid::Uuid;
@@ -12,6 +13,7 @@ use super::kind_rows::KindIds;
 use super::sums::Entries;
 use crate::error::{Failure, internal};
 use crate::group::{Group, Part};
+use crate::skipped;
 use crate::text::{Words, clean};
 
 /// The columns of a record that are never left out, in the order of the table.
@@ -39,6 +41,8 @@ inserts! {
     INSERT_FAILED_ATTEMPTS = Refused, "INTO failed_attempts (request_id, n, upstream_id, upstream_key_id, \
             upstream_model, status, error, started_at_ms, head_ms) VALUES ",
         9;
+    INSERT_SKIPPED_TARGETS = Refused, "INTO skipped_targets (request_id, targets, more) VALUES ",
+        3;
 }
 
 /// What is inserted when all records are like most.
@@ -111,9 +115,18 @@ fn failed_attempts<'r>(records: &[&'r NumberedRecord]) -> Vec<Failed<'r>> {
     failed.collect()
 }
 
+/// The records that passed something over.
+fn passers<'r>(records: &[&'r NumberedRecord]) -> Vec<(Uuid, &'r SkippedTargets)> {
+    let all = records.iter().map(|numbered| {
+        let record = &numbered.record;
+        (record.open.request_id.as_uuid(), &record.end.skipped)
+    });
+    all.filter(|(_, skipped)| !skipped.is_empty()).collect()
+}
+
 on_both! {
-    /// Inserts records with their kinds, callers and attempts: the records and attempts all new or
-    /// none.
+    /// Inserts records with their kinds, callers, attempts and what they passed over: all of it new
+    /// or none.
     pub(super) async fn insert_records(
         &mut self,
         poster: Poster,
@@ -126,6 +139,7 @@ on_both! {
         let rows = batch.rows(poster, &kinds, &callers);
         let rows = rows.ok_or_else(|| internal("a kind that was inserted is missing"))?;
         let failed = failed_attempts(batch.records);
+        let passers = passers(batch.records);
         let are_like_most = rows.iter().all(|row| is_like_most(row.record));
         let (insert_rows, group) =
             if are_like_most { (&INSERT_ROWS, &ROWS) } else { (&INSERT_WHOLE_ROWS, &WHOLE_ROWS) };
@@ -188,6 +202,14 @@ on_both! {
                 attempt.head_ms,
             )
         });
-        self.insert_group(group, [callers, rows, failed]).await
+        let skipped = Part::new(&INSERT_SKIPPED_TARGETS, &passers, |arguments, (request, skipped)| {
+            row!(
+                arguments,
+                *request,
+                skipped::to_json(skipped).to_string(),
+                i64::from(skipped.more()),
+            )
+        });
+        self.insert_group(group, [callers, rows, failed, skipped]).await
     }
 }

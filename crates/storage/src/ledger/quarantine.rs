@@ -13,6 +13,7 @@ use super::guard::Numbers;
 use super::late::{Entry, EntryKind};
 use super::sums::{self, Charge, stage_word};
 use crate::error::Failure;
+use crate::skipped;
 use crate::text::cleaned;
 
 statements! {
@@ -176,6 +177,7 @@ fn as_json(record: &UsageRecord) -> String {
         "first_event_ms": end.first_event_ms,
         "duration_ms": end.duration_ms,
         "attempts": end.attempts.iter().map(attempt).collect::<Vec<_>>(),
+        "skipped": skipped::to_json(&end.skipped),
     })
     .to_string()
 }

@@ -209,6 +209,8 @@ statements! {
             AND r.attempt_count - CASE WHEN r.attempt_head_ms IS NULL THEN 0 ELSE 1 END <> COALESCE(f.n, 0)";
     V14_LOST_ATTEMPTS = "SELECT DISTINCT f.request_id FROM failed_attempts f \
         WHERE NOT EXISTS (SELECT 1 FROM usage_rows r WHERE r.request_id = f.request_id)";
+    V14_LOST_SKIPPED = "SELECT s.request_id FROM skipped_targets s \
+        WHERE NOT EXISTS (SELECT 1 FROM usage_rows r WHERE r.request_id = s.request_id)";
     // Each record has a kind, and each kind is what was hashed.
     V15_LOST_KINDS = "SELECT r.request_id FROM usage_rows r \
         WHERE NOT EXISTS (SELECT 1 FROM record_kinds k WHERE k.kind_id = r.kind_id)";

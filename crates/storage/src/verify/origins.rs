@@ -258,6 +258,12 @@ on_both! {
             let sentence = "attempts are of a record that does not exist";
             lost("V14", "failed_attempts", RequestId::from_uuid(id).to_string(), "a record", sentence)
         }));
+        let lost_skipped: Vec<Uuid> =
+            sql_scalar!(checks::V14_LOST_SKIPPED).fetch_all(&mut *self.conn).await?;
+        findings.extend(lost_skipped.into_iter().map(|id| {
+            let sentence = "what a request passed over is of a record that does not exist";
+            lost("V14", "skipped_targets", RequestId::from_uuid(id).to_string(), "a record", sentence)
+        }));
         Ok(findings)
     }
 

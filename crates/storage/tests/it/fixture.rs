@@ -48,6 +48,7 @@ const LEDGER: [&str; 12] = [
     "callers",
     "usage_rows",
     "failed_attempts",
+    "skipped_targets",
     "rollup_daily",
     "rollup_monthly",
     "ledger_entries",
@@ -558,6 +559,7 @@ impl Account {
                         started_at: NOW,
                         head_ms: 6,
                     }],
+                    skipped: sluice_domain::pool::SkippedTargets::default(),
                 },
             }),
         }

@@ -138,7 +138,7 @@ async fn note(database: &Database, partition: &str) {
 
 async fn drop_partition(database: &Database, partition: &str) {
     let before = database.number("SELECT COUNT(*) FROM usage_records").await;
-    for table in ["usage_rows", "failed_attempts"] {
+    for table in ["usage_rows", "failed_attempts", "skipped_targets"] {
         let sql = if database.is_sqlite() {
             format!("DELETE FROM {table} WHERE {}", range(database, partition))
         } else {

@@ -1,11 +1,61 @@
+use sluice_domain::id::{RequestId, UpstreamId, UpstreamKeyId};
+use sluice_domain::pool::{SkipReason, SkippedTarget, SkippedTargets};
 use sluice_domain::ports::{LedgerStore, PostMode};
 use sluice_domain::quota::Amounts;
 use sluice_domain::time::{Month, TimeZone, UnixMillis};
 use sluice_domain::usage::{Basis, Ending, Stage, TokenUsage};
 
-use crate::fixture::{Database, NOW};
+use uuid::Uuid;
+
+use crate::fixture::{Database, NOW, id};
 
 const DAY_MS: i64 = 24 * 3_600_000;
+
+async fn what_a_request_passed_over_is_read_as_it_was_posted(database: &Database) {
+    let account = database.account("acme").await;
+    let guard = database.instance().await;
+    let mut records = account.records(1, 3);
+    let reasons = [
+        SkipReason::Cooldown,
+        SkipReason::BreakerOpen,
+        SkipReason::Quarantined,
+        SkipReason::AtLimit,
+        SkipReason::Throttled,
+    ];
+    let mut skipped = SkippedTargets::default();
+    for (n, reason) in (0..20).zip(reasons.into_iter().cycle()) {
+        skipped.add(SkippedTarget {
+            upstream_id: UpstreamId::from_uuid(Uuid::from_u128(n)),
+            upstream_key_id: (n > 0).then(|| UpstreamKeyId::from_uuid(Uuid::from_u128(n))),
+            reason,
+        });
+    }
+    assert_eq!(skipped.more(), 4);
+    records[1].record.end.skipped = skipped.clone();
+    database
+        .storage
+        .post_batch(guard, PostMode::Live, &records, &[], NOW)
+        .await
+        .unwrap();
+    for (n, expected) in [SkippedTargets::default(), skipped].iter().enumerate() {
+        let id = records[n].record.open.request_id;
+        let found = database.storage.find_record(id).await.unwrap().unwrap();
+        assert_eq!((found.request_id, &found.skipped), (id, expected));
+    }
+    let unknown = RequestId::from_uuid(id());
+    assert_eq!(database.storage.find_record(unknown).await.unwrap(), None);
+    let stored = database
+        .number("SELECT COUNT(*) FROM skipped_targets")
+        .await;
+    assert_eq!(stored, 1, "the common record has none");
+
+    // The ledger notices when it belongs to no record.
+    assert!(!database.faults().await.contains(&"V14"));
+    let unknown = database.literal(unknown.as_uuid());
+    let sql = format!("UPDATE skipped_targets SET request_id = {unknown}");
+    assert_eq!(database.execute(&sql).await.unwrap(), 1);
+    assert!(database.faults().await.contains(&"V14"));
+}
 
 async fn a_record_is_read_as_it_was_posted(database: &Database) {
     let account = database.account("acme").await;
@@ -257,6 +307,7 @@ async fn sums_are_kept_by_day_and_month(database: &Database) {
 
 on_both! {
     a_record_is_read_as_it_was_posted,
+    what_a_request_passed_over_is_read_as_it_was_posted,
     a_record_that_was_sent_nowhere_has_no_upstream,
     another_tenant_reads_nothing,
     sums_are_kept_by_day_and_month,

@@ -88,6 +88,18 @@ prop_compose! {
     }
 }
 
+fn skipped_targets(all: Vec<(Uuid, Option<Uuid>, u8)>) -> SkippedTargets {
+    let mut skipped = SkippedTargets::default();
+    for (upstream, key, reason) in all {
+        skipped.add(SkippedTarget {
+            upstream_id: UpstreamId::from_uuid(upstream),
+            upstream_key_id: key.map(UpstreamKeyId::from_uuid),
+            reason: skip_reason::read(reason).unwrap(),
+        });
+    }
+    skipped
+}
+
 prop_compose! {
     fn record()(
         open in open(),
@@ -99,6 +111,7 @@ prop_compose! {
         owed in amounts(),
         numbers in any::<(u16, Option<i64>, i64)>(),
         attempts in prop::collection::vec(attempt_record(), 0..4),
+        skipped in prop::collection::vec((uuid(), prop::option::of(uuid()), 1_u8..=5), 0..20),
     ) -> UsageRecord {
         UsageRecord {
             open,
@@ -113,6 +126,7 @@ prop_compose! {
                 first_event_ms: numbers.1,
                 duration_ms: numbers.2,
                 attempts: SmallVec::from_vec(attempts),
+                skipped: skipped_targets(skipped),
             },
         }
     }
@@ -143,7 +157,7 @@ proptest! {
 
     #[test]
     fn a_record_survives(record in record()) {
-        let bytes = bytes(|out| put_record(out, &record, usize::MAX));
+        let bytes = bytes(|out| put_record(out, &record, Detail::Whole));
         prop_assert_eq!(request_of(&bytes), Some(record.open.request_id));
         prop_assert_eq!(text(&decode_record(&bytes).unwrap()), text(&record));
     }
@@ -151,7 +165,7 @@ proptest! {
     #[test]
     fn a_record_without_attempts_fits_into_its_slot(record in record()) {
         let open = bytes(|out| put_open(out, &record.open)).len();
-        let post = bytes(|out| put_record(out, &record, 0)).len();
+        let post = bytes(|out| put_record(out, &record, Detail::LastAttempts(0))).len();
         prop_assert!(post <= open + END_ROOM);
     }
 
@@ -280,7 +294,10 @@ fn a_longer_error_code_is_cut_between_characters() {
         end: RequestEnd::abandoned(),
     };
     record.end.error_code = Some(Cow::Owned("ä".repeat(40)));
-    let read = decode_record(&bytes(|out| put_record(out, &record, 0))).unwrap();
+    let read = decode_record(&bytes(|out| {
+        put_record(out, &record, Detail::LastAttempts(0));
+    }))
+    .unwrap();
     assert_eq!(read.end.error_code, Some(Cow::Owned("ä".repeat(32))));
 }
 
@@ -288,7 +305,7 @@ fn a_longer_error_code_is_cut_between_characters() {
 fn typical_lines_are_short() {
     let record = crate::journal::tests::fixture::record(u128::MAX);
     let open = line_len(bytes(|out| put_open(out, &record.open)).len());
-    let post = line_len(bytes(|out| put_record(out, &record, 1)).len());
+    let post = line_len(bytes(|out| put_record(out, &record, Detail::LastAttempts(1))).len());
     assert!(open <= 220, "{open}");
     assert!(post <= 330, "{post}");
 }
