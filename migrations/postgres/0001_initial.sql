@@ -41,6 +41,7 @@ CREATE TABLE proxy_keys (
     expires_at_ms  BIGINT,
     -- A JSON array of model names; NULL allows every model of the tenant.
     allowed_models TEXT,
+    may_pin        BOOLEAN NOT NULL,
     created_at_ms  BIGINT  NOT NULL,
     CONSTRAINT proxy_keys_pk PRIMARY KEY (key_id),
     CONSTRAINT proxy_keys_key_hash_uk UNIQUE (key_hash),
@@ -393,7 +394,6 @@ CREATE TABLE failed_attempts (
 ) PARTITION BY RANGE (request_id);
 CREATE TABLE failed_attempts_default PARTITION OF failed_attempts DEFAULT;
 
--- The usage records, whole: for all who read.
 -- What a request passed over, where it did.
 CREATE TABLE skipped_targets (
     request_id UUID    NOT NULL,
@@ -405,6 +405,7 @@ CREATE TABLE skipped_targets (
 ) PARTITION BY RANGE (request_id);
 CREATE TABLE skipped_targets_default PARTITION OF skipped_targets DEFAULT;
 
+-- The usage records, whole: for all who read.
 CREATE VIEW usage_records AS
     SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
         k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,

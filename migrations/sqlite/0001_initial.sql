@@ -41,12 +41,14 @@ CREATE TABLE proxy_keys (
     expires_at_ms  INTEGER,
     -- A JSON array of model names; NULL allows every model of the tenant.
     allowed_models TEXT,
+    may_pin        INTEGER NOT NULL,
     created_at_ms  INTEGER NOT NULL,
     CONSTRAINT proxy_keys_pk PRIMARY KEY (key_id),
     CONSTRAINT proxy_keys_key_hash_uk UNIQUE (key_hash),
     CONSTRAINT proxy_keys_key_hash_ck CHECK (length(key_hash) = 32),
     -- A key and its user are of one tenant.
     CONSTRAINT proxy_keys_user_fk FOREIGN KEY (tenant_id, user_id) REFERENCES users (tenant_id, user_id),
+    CONSTRAINT proxy_keys_may_pin_ck CHECK (may_pin IN (0, 1)),
     CONSTRAINT proxy_keys_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
 ) STRICT;
 CREATE INDEX proxy_keys_tenant_id_key_id_idx ON proxy_keys (tenant_id, key_id);
@@ -409,8 +411,6 @@ CREATE TABLE failed_attempts (
     CONSTRAINT failed_attempts_pk PRIMARY KEY (request_id, n)
 ) STRICT, WITHOUT ROWID;
 
--- The usage records, whole: for all who read.
-CREATE VIEW usage_records AS
 -- What a request passed over, where it did.
 CREATE TABLE skipped_targets (
     request_id BLOB    NOT NULL,
@@ -421,6 +421,8 @@ CREATE TABLE skipped_targets (
     CONSTRAINT skipped_targets_pk PRIMARY KEY (request_id)
 ) STRICT;
 
+-- The usage records, whole: for all who read.
+CREATE VIEW usage_records AS
     SELECT r.request_id, i.instance_id, r.origin & 1099511627775 AS post_no, k.tenant_id, k.user_id, k.key_id,
         k.period, k.statement_period, k.local_day, r.started_at_ms, k.endpoint, k.streams, k.requested_model,
         k.upstream_id, k.upstream_model, k.upstream_key_id, k.attempt_count, k.attempt_status,

@@ -65,6 +65,8 @@ codes! {
     TenantSuspended = "tenant_suspended", FORBIDDEN, "invalid_request_error";
     /// The model does not exist, or this key may not use it.
     ModelNotFound = "model_not_found", NOT_FOUND, "invalid_request_error";
+    /// This key may not name its upstream.
+    UpstreamNotSelectable = "upstream_not_selectable", FORBIDDEN, "invalid_request_error";
     /// The path does not exist.
     UnknownUrl = "unknown_url", NOT_FOUND, "invalid_request_error";
     /// The path exists, with another method.

@@ -20,6 +20,7 @@ use ipnet::IpNet;
 use sluice_accounting::crash;
 use sluice_accounting::journal::AttemptStart;
 use sluice_domain::id::RequestId;
+use sluice_domain::key::ProxyKey;
 use sluice_domain::quota::Payer;
 use sluice_domain::record::{Caller, OpenRequest};
 use sluice_domain::route::Endpoint;
@@ -46,6 +47,8 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Tells that the answer was limited to what the quota allows.
 pub(crate) const MAX_OUTPUT_TOKENS: HeaderName =
     HeaderName::from_static("x-sluice-max-output-tokens");
+/// Names the upstream that alone is to serve a request.
+const UPSTREAM: &str = "x-sluice-upstream";
 /// Tells how often upstreams were asked.
 pub(crate) const ATTEMPTS: HeaderName = HeaderName::from_static("x-sluice-attempts");
 /// Most of a `user-agent` that is recorded, in bytes.
@@ -79,6 +82,7 @@ pub(crate) async fn relay(
     else {
         return Err(model_not_found(&outline.model));
     };
+    let pinned = pinned(&head.headers, &grant.key, &plan)?;
     let model: Arc<str> = Arc::from(&*outline.model);
     // The name lives on in `model`; what is left of the outline are places in the body.
     let outline = Outline {
@@ -122,6 +126,7 @@ pub(crate) async fn relay(
         max_output: admission.max_output(),
         payer,
         token_bound: admission.token_bound(),
+        pinned,
         plan,
         endpoint,
         streams,
@@ -162,6 +167,8 @@ struct RelayCall {
     payer: Payer,
     /// The bound of its tokens, for limits of upstreams.
     token_bound: u64,
+    /// The name of the upstream that alone is to serve it.
+    pinned: Option<Box<str>>,
     plan: Arc<RoutePlan>,
     endpoint: Endpoint,
     streams: bool,
@@ -226,6 +233,7 @@ impl RelayCall {
             model: &self.model,
             headers: &self.headers,
             payer: &self.payer,
+            pinned: self.pinned.as_deref(),
             body: &self.body,
             token_bound: self.token_bound,
             render: &render,
@@ -258,6 +266,28 @@ fn identity_of(
             .upstream_model()
             .map_or_else(|| Arc::from(""), Arc::clone),
     })
+}
+
+/// Reads which upstream alone is to serve a request.
+fn pinned(
+    headers: &HeaderMap,
+    key: &ProxyKey,
+    plan: &RoutePlan,
+) -> Result<Option<Box<str>>, ApiError> {
+    let Some(value) = headers.get(UPSTREAM) else {
+        return Ok(None);
+    };
+    if !key.may_pin {
+        let message = format!("This key may not name its upstream: leave out `{UPSTREAM}`.");
+        return Err(ApiError::new(Code::UpstreamNotSelectable, message));
+    }
+    match value.to_str() {
+        Ok(name) if plan.leads_to(name) => Ok(Some(name.into())),
+        _ => {
+            let message = format!("`{UPSTREAM}` names no upstream that serves this model.");
+            Err(ApiError::new(Code::InvalidValue, message).param(UPSTREAM))
+        }
+    }
 }
 
 fn bad_request(error: &OutlineError) -> ApiError {

@@ -251,6 +251,8 @@ pub struct ProxyKey {
     pub expires_at: Option<UnixMillis>,
     /// Models it may ask for; `None` is every model of its tenant.
     pub allowed_models: Option<Vec<String>>,
+    /// Whether a request may name the upstream that is to serve it, among those of its route.
+    pub may_pin: bool,
     /// Tokens it may use in a month; `None` is without a cap.
     pub quota_tokens: Option<i64>,
     /// When it was made.

@@ -16,7 +16,7 @@ use crate::user::UserRow;
 statements! {
     // One statement is one snapshot. The last three months are the one before, this and the next.
     FIND_GRANT = "SELECT k.key_id, k.tenant_id, k.user_id, k.name, k.hint, k.state, k.expires_at_ms, \
-            k.allowed_models, k.created_at_ms, kq.cap_tokens, \
+            k.allowed_models, k.may_pin, k.created_at_ms, kq.cap_tokens, \
             u.name AS user_name, u.role AS user_role, u.state AS user_state, \
             u.created_at_ms AS user_created_at_ms, uq.cap_tokens AS user_cap_tokens, \
             t.name AS tenant_name, t.time_zone AS tenant_time_zone, t.state AS tenant_state, \

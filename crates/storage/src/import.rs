@@ -152,6 +152,7 @@ on_both! {
                 hint: key.hint.clone(),
                 expires_at: None,
                 allowed_models: None,
+                may_pin: false,
                 quota_tokens: key.quota_tokens,
                 state: key.state,
                 now,

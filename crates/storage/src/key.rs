@@ -16,21 +16,23 @@ use crate::storage::Storage;
 statements! {
     // Nothing is inserted when the tenant has no such user.
     INSERT_KEY = "INSERT INTO proxy_keys (key_id, tenant_id, user_id, name, key_hash, hint, state, \
-            expires_at_ms, allowed_models, created_at_ms) \
-        SELECT $1, tenant_id, user_id, $4, $5, $6, $7, $8, $9, $10 FROM users \
+            expires_at_ms, allowed_models, may_pin, created_at_ms) \
+        SELECT $1, tenant_id, user_id, $4, $5, $6, $7, $8, $9, $10, $11 FROM users \
         WHERE tenant_id = $2 AND user_id = $3 AND state <> 'deleted'";
     FIND_KEY = "SELECT k.key_id, k.tenant_id, k.user_id, k.name, k.hint, k.state, k.expires_at_ms, \
-            k.allowed_models, k.created_at_ms, q.cap_tokens \
+            k.allowed_models, k.may_pin, k.created_at_ms, q.cap_tokens \
         FROM proxy_keys k LEFT JOIN quotas q ON q.scope = 'key' AND q.scope_id = k.key_id \
         WHERE k.key_id = $1";
     LIST_KEYS = "SELECT k.key_id, k.tenant_id, k.user_id, k.name, k.hint, k.state, k.expires_at_ms, \
-            k.allowed_models, k.created_at_ms, q.cap_tokens \
+            k.allowed_models, k.may_pin, k.created_at_ms, q.cap_tokens \
         FROM proxy_keys k LEFT JOIN quotas q ON q.scope = 'key' AND q.scope_id = k.key_id \
         WHERE k.key_id > $1 ORDER BY k.key_id LIMIT $2";
     LIST_KEYS_OF_TENANT = "SELECT k.key_id, k.tenant_id, k.user_id, k.name, k.hint, k.state, k.expires_at_ms, \
-            k.allowed_models, k.created_at_ms, q.cap_tokens \
+            k.allowed_models, k.may_pin, k.created_at_ms, q.cap_tokens \
         FROM proxy_keys k LEFT JOIN quotas q ON q.scope = 'key' AND q.scope_id = k.key_id \
         WHERE k.tenant_id = $1 AND k.key_id > $2 ORDER BY k.key_id LIMIT $3";
+    SET_KEY_PIN = "UPDATE proxy_keys SET may_pin = $2 WHERE key_id = $1 AND state <> 'deleted' \
+        RETURNING key_hash";
     SET_KEY_STATE = "UPDATE proxy_keys SET state = $2 WHERE key_id = $1 AND state <> 'deleted' \
         RETURNING key_hash";
 }
@@ -54,6 +56,8 @@ pub struct NewProxyKey {
     pub expires_at: Option<UnixMillis>,
     /// Models it may ask for; `None` is every model of its tenant.
     pub allowed_models: Option<Vec<String>>,
+    /// Whether a request may name its upstream.
+    pub may_pin: bool,
     /// Tokens per month; `None` is without a cap.
     pub quota_tokens: Option<i64>,
     /// Whether it is served at once.
@@ -72,6 +76,7 @@ pub(crate) struct ProxyKeyRow {
     pub(crate) state: String,
     pub(crate) expires_at_ms: Option<i64>,
     pub(crate) allowed_models: Option<String>,
+    pub(crate) may_pin: bool,
     pub(crate) created_at_ms: i64,
     pub(crate) cap_tokens: Option<i64>,
 }
@@ -101,6 +106,7 @@ impl TryFrom<ProxyKeyRow> for ProxyKey {
                 .map_err(|_bad| corrupt("proxy_keys", "state", id))?,
             expires_at: row.expires_at_ms.map(UnixMillis),
             allowed_models,
+            may_pin: row.may_pin,
             quota_tokens: row.cap_tokens,
             created_at: UnixMillis(row.created_at_ms),
         })
@@ -138,6 +144,15 @@ impl Storage {
         reading!(self, find_key(id))
     }
 
+    /// Sets whether requests with a key may name their upstream, in any tenant; `false` when there is
+    /// no such key or it was deleted.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn set_key_pin(&self, id: ProxyKeyId, may_pin: bool) -> Result<bool, StoreError> {
+        in_transaction!(self, set_key_pin(id, may_pin))
+    }
+
     /// Sets the state of a key, in any tenant; `false` when there is none or it was deleted.
     ///
     /// # Errors
@@ -166,6 +181,7 @@ on_both! {
             state: new.state,
             expires_at: new.expires_at,
             allowed_models: new.allowed_models.clone(),
+            may_pin: new.may_pin,
             quota_tokens: new.quota_tokens,
             created_at: new.now,
         }))
@@ -185,6 +201,7 @@ on_both! {
             new.state.as_str(),
             new.expires_at.map(|at| at.0),
             models.map_err(internal)?,
+            new.may_pin,
             new.now.0,
         )
         .execute(&mut *self.conn)
@@ -229,6 +246,18 @@ on_both! {
         let hash: Option<Vec<u8>> = sql_scalar!(SET_KEY_STATE, id.as_uuid(), state.as_str())
             .fetch_optional(&mut *self.conn)
             .await?;
+        self.publish_key(id, hash).await
+    }
+
+    async fn set_key_pin(&mut self, id: ProxyKeyId, may_pin: bool) -> Result<bool, Failure> {
+        let hash: Option<Vec<u8>> = sql_scalar!(SET_KEY_PIN, id.as_uuid(), may_pin)
+            .fetch_optional(&mut *self.conn)
+            .await?;
+        self.publish_key(id, hash).await
+    }
+
+    /// Tells of a changed key when there was one; returns whether there was.
+    async fn publish_key(&mut self, id: ProxyKeyId, hash: Option<Vec<u8>>) -> Result<bool, Failure> {
         let Some(hash) = hash else { return Ok(false) };
         let hash = hash.try_into().map_err(|_len| corrupt("proxy_keys", "key_hash", id))?;
         self.publish(&[Change::Key(KeyHash(hash))]).await?;

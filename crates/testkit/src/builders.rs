@@ -109,6 +109,7 @@ pub fn a_key_with_secret(user: &User) -> (ProxyKey, ProxyKeySecret) {
         state: EntityState::Active,
         expires_at: None,
         allowed_models: None,
+        may_pin: false,
         quota_tokens: None,
         created_at: START,
     };
@@ -224,8 +225,8 @@ pub fn a_finished_end() -> RequestEnd {
         first_event_ms: Some(120),
         duration_ms: 900,
         attempts: std::iter::once(an_attempt(next_uuid(UpstreamId::from_uuid))).collect(),
-    }
         skipped: sluice_domain::pool::SkippedTargets::default(),
+    }
 }
 
 /// Returns a successful attempt for `gpt-4o` at the upstream, without an upstream key.

@@ -61,6 +61,8 @@ pub struct Call<'a> {
     pub headers: &'a HeaderMap,
     /// Who pays: sticky choices and the causes of failures are told apart by it.
     pub payer: &'a Payer,
+    /// The name of the upstream that alone is to serve it.
+    pub pinned: Option<&'a str>,
     /// What the client sent, to tell requests apart that fail again and again.
     pub body: &'a [u8],
     /// The bound of its tokens, for limits of upstreams.

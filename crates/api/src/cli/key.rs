@@ -49,6 +49,14 @@ pub(super) enum KeyCommand {
         #[command(flatten)]
         list: ListArgs,
     },
+    /// Change what a key may do, for example `sluice key set ID --allow-pin`
+    Set {
+        #[command(flatten)]
+        key: KeyArgs,
+        /// Whether its requests may name their upstream with the header `x-sluice-upstream`
+        #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", required = true)]
+        allow_pin: bool,
+    },
     /// Revoke a key for good
     Revoke(#[command(flatten)] KeyArgs),
     /// Stop serving a key
@@ -77,6 +85,9 @@ pub(super) struct IssueArgs {
     /// Tokens that it may use per calendar month [default: no cap]
     #[arg(long, value_name = "TOKENS", value_parser = tokens)]
     quota: Option<i64>,
+    /// Let its requests name their upstream with the header `x-sluice-upstream`
+    #[arg(long)]
+    allow_pin: bool,
     /// Print nothing but the key
     #[arg(long)]
     quiet: bool,
@@ -102,6 +113,7 @@ pub(super) fn run(command: KeyCommand, config: &Config) -> anyhow::Result<()> {
         KeyCommand::Issue(args) => issue_and_print(admin, args).await,
         KeyCommand::Import { file, tenant } => import::run(admin, &file, tenant).await,
         KeyCommand::List { tenant, list } => self::list(admin, tenant, list).await,
+        KeyCommand::Set { key, allow_pin } => set_pin(admin, key.id()?, allow_pin).await,
         KeyCommand::Revoke(key) => set_state(admin, key.id()?, EntityState::Deleted).await,
         KeyCommand::Disable(key) => set_state(admin, key.id()?, EntityState::Disabled).await,
         KeyCommand::Enable(key) => set_state(admin, key.id()?, EntityState::Active).await,
@@ -113,6 +125,7 @@ pub(super) fn run(command: KeyCommand, config: &Config) -> anyhow::Result<()> {
 pub(super) struct KeyOptions {
     pub(super) expires_at: Option<UnixMillis>,
     pub(super) allowed_models: Option<Vec<String>>,
+    pub(super) may_pin: bool,
     pub(super) quota_tokens: Option<i64>,
 }
 
@@ -136,6 +149,7 @@ pub(super) async fn issue(
             hint: secret.hint(),
             expires_at: options.expires_at,
             allowed_models: options.allowed_models,
+            may_pin: options.may_pin,
             quota_tokens: options.quota_tokens,
             state: EntityState::Active,
             now: admin.now,
@@ -155,6 +169,7 @@ async fn issue_and_print(admin: &Admin<'_>, args: IssueArgs) -> anyhow::Result<(
     let options = KeyOptions {
         expires_at: args.expires,
         allowed_models: Some(args.models).filter(|models| !models.is_empty()),
+        may_pin: args.allow_pin,
         quota_tokens: args.quota,
     };
     let (secret, key) = issue(admin, &secrets, &user, args.name, options).await?;
@@ -188,6 +203,7 @@ async fn list(admin: &Admin<'_>, tenant: Option<Name>, args: ListArgs) -> anyhow
         "state",
         "expires_at",
         "models",
+        "may_pin",
         "quota_tokens",
         "created_at",
         "id",
@@ -207,6 +223,7 @@ async fn list(admin: &Admin<'_>, tenant: Option<Name>, args: ListArgs) -> anyhow
                 json!(state_word(&key, admin.now)),
                 key.expires_at.map_or(Value::Null, time),
                 json!(key.allowed_models),
+                json!(key.may_pin),
                 json!(key.quota_tokens),
                 time(key.created_at),
                 json!(key.id.to_string()),
@@ -243,6 +260,17 @@ fn state_word(key: &ProxyKey, now: UnixMillis) -> &'static str {
         EntityState::Active if key.expires_at.is_some_and(|at| at <= now) => "expired",
         state => state.as_str(),
     }
+}
+
+async fn set_pin(admin: &Admin<'_>, id: ProxyKeyId, may_pin: bool) -> anyhow::Result<()> {
+    if !admin.storage.set_key_pin(id, may_pin).await? {
+        bail!("there is no key {id} that is not revoked; `sluice key list` shows the ids");
+    }
+    let word = if may_pin { "may" } else { "may not" };
+    terminal::note(&format!(
+        "requests with key {id} {word} name their upstream"
+    ));
+    Ok(())
 }
 
 async fn set_state(admin: &Admin<'_>, id: ProxyKeyId, state: EntityState) -> anyhow::Result<()> {

@@ -83,6 +83,7 @@ struct KeyEntry {
     expires_at_ms: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     allowed_models: Option<Vec<String>>,
+    may_pin: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     quota_tokens: Option<i64>,
     created_at_ms: i64,
@@ -421,6 +422,7 @@ impl KeyEntry {
             state: key.state.to_string(),
             expires_at_ms: key.expires_at.map(|at| at.0),
             allowed_models: key.allowed_models.clone(),
+            may_pin: key.may_pin,
             quota_tokens: key.quota_tokens,
             created_at_ms: key.created_at.0,
         }
@@ -436,6 +438,7 @@ impl KeyEntry {
             state: parse(&self.state, "a state")?,
             expires_at: self.expires_at_ms.map(UnixMillis),
             allowed_models: self.allowed_models,
+            may_pin: self.may_pin,
             quota_tokens: self.quota_tokens,
             created_at: UnixMillis(self.created_at_ms),
         })

@@ -1,7 +1,7 @@
 //! Upstreams, their keys and routes as an admin sets and changes them.
 
 use serde_json::{Value, json};
-use sluice_testkit::{FakeUpstream, Script};
+use sluice_testkit::{FakeUpstream, Request, Script, call};
 
 use crate::deployment::{Deployment, MODEL, PATIENCE, UPSTREAM_MODEL, chat, on_both_databases};
 
@@ -228,5 +228,42 @@ on_both_databases! {
         let unknown = ids[0].replace(&ids[0][20..], &"0".repeat(ids[0].len() - 20));
         assert!(refused(&relay.deployment, 1, &["explain", &unknown]).contains("there is no record of"));
         relay.deployment.run(&["ledger", "verify"]);
+    }
+
+    async fn a_key_that_may_names_its_upstream(deployment: Deployment) {
+        let second = FakeUpstream::start();
+        let url = second.base_url();
+        deployment.run(&["upstream", "create", "second", "--kind", "compatible", "--url", &url, "--allow-private"]);
+        deployment.run(&["upstream", "create", "third", "--kind", "compatible", "--url", &url, "--allow-private"]);
+        deployment.run(&["route", "set", MODEL, "--to", "fake", "--to", "second,tier=1"]);
+        let pinning = deployment.issue_key("pinning", &["--allow-pin"]);
+        let relay = deployment.start();
+        let ask = async |key: &str, upstream: &str| {
+            let request = Request::post("/v1/chat/completions", &chat(1)).key(key);
+            call(relay.address, &request.header("x-sluice-upstream", upstream)).await.unwrap()
+        };
+        for (name, expected) in [("second", (0, 1)), ("fake", (1, 1)), ("second", (1, 2))] {
+            assert_eq!(ask(&pinning, name).await.status(), 200);
+            assert_eq!((relay.upstream().served().len(), second.served().len()), expected);
+        }
+        assert!(second.served()[0].headers.get("x-sluice-upstream").is_none());
+        // Nobody else serves it: not a route's other target, not an upstream of another route.
+        relay.upstream().default_script(Script::refuse(500));
+        assert_eq!(ask(&pinning, "fake").await.status(), 502);
+        assert_eq!(second.served().len(), 2);
+        let refused = ask(&pinning, "third").await;
+        assert_eq!((refused.status(), &refused.json()["error"]["param"]), (400, &json!("x-sluice-upstream")));
+        let refused = ask(relay.key(), "second").await;
+        let code = refused.json()["error"]["code"].clone();
+        assert_eq!((refused.status(), code), (403, json!("upstream_not_selectable")));
+
+        let keys = listed(&relay.deployment, &["key", "list"]);
+        let first = row(&keys, "first");
+        assert_eq!((&first["may_pin"], &row(&keys, "pinning")["may_pin"]), (&json!(false), &json!(true)));
+        relay.deployment.run(&["key", "set", first["id"].as_str().unwrap(), "--allow-pin"]);
+        let began = tokio::time::Instant::now();
+        while ask(relay.key(), "second").await.status() != 200 {
+            assert!(began.elapsed() < PATIENCE);
+        }
     }
 }

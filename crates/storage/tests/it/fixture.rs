@@ -583,6 +583,7 @@ pub(crate) fn new_user(tenant: &Tenant, name: &str) -> NewUser {
 
 pub(crate) fn new_key(user: &User, text: &str) -> NewProxyKey {
     NewProxyKey {
+        may_pin: false,
         id: ProxyKeyId::from_uuid(id()),
         tenant_id: user.tenant_id,
         user_id: user.id,

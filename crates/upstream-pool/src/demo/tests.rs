@@ -19,6 +19,7 @@ impl Clock for Fixed {
 fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<Failure>> {
     let model: Arc<str> = Arc::from("demo");
     let call = Call {
+        pinned: None,
         endpoint,
         streams,
         model: &model,

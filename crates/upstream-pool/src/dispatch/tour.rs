@@ -374,7 +374,8 @@ impl<'a> Tour<'a> {
             let mut visits = self.visits.iter();
             if visits.any(|visit| {
                 visit.upstream_id == member.prepared.id && (visit.attempts > 0 || visit.is_closed)
-            }) {
+            }) || self.is_elsewhere(member)
+            {
                 continue;
             }
             let Some(upstream) = breaker_wait(member.health.obstacle(&self.asking, self.now))
@@ -396,6 +397,12 @@ impl<'a> Tour<'a> {
             }
         }
         best.map(|(_, choice)| choice)
+    }
+
+    /// Returns whether the request is for another upstream alone.
+    fn is_elsewhere(&self, member: &Member) -> bool {
+        let pinned = self.call.pinned;
+        pinned.is_some_and(|name| *name != *member.prepared.name)
     }
 
     fn visit(&mut self, upstream_id: UpstreamId) -> &mut Visit {
@@ -492,6 +499,9 @@ impl<'a> Tour<'a> {
 
 impl Judge for Tour<'_> {
     fn may_ask(&mut self, member: &Member) -> bool {
+        if self.is_elsewhere(member) {
+            return false;
+        }
         let id = member.prepared.id;
         if let Some(visit) = self.visits.iter().find(|visit| visit.upstream_id == id)
             && (visit.is_closed

@@ -136,6 +136,12 @@ fn widest_profile<'a>(
 }
 
 impl RoutePlan {
+    /// Returns whether one of the targets is at the upstream of this name.
+    pub fn leads_to(&self, upstream: &str) -> bool {
+        self.all_targets()
+            .any(|target| *target.member.prepared.name == *upstream)
+    }
+
     /// Returns what bounds a request for a model at every target that may serve it.
     pub fn bound_profile(&self, requested: &str) -> BoundProfile {
         self.profile.unwrap_or_else(|| {

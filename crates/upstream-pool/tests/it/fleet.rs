@@ -213,6 +213,7 @@ impl Ready {
         };
         let asked = body("alias");
         let call = Call {
+            pinned: None,
             endpoint: Endpoint::ChatCompletions,
             streams,
             model: &model,

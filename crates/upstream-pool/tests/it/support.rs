@@ -142,6 +142,7 @@ impl Relay {
     pub(crate) async fn call(&self, endpoint: Endpoint, streams: bool) -> Outcome {
         let model = Arc::from("alias");
         let call = Call {
+            pinned: None,
             endpoint,
             streams,
             model: &model,
