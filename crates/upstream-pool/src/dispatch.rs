@@ -1,5 +1,7 @@
 //! One request, tried until it is answered or nothing is left to try.
 
+mod advice;
+
 mod tour;
 
 use std::borrow::Cow;

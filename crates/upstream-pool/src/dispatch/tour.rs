@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::Call;
+use super::advice::Advice;
 use crate::attempt::Failure;
 use crate::error::{Attempts, DispatchError, ErrorClass, SendStage};
 use crate::health::pass::{Blame, FailedAttempt, Pass, Refused};
@@ -48,11 +49,7 @@ pub(super) struct Tour<'a> {
     is_over: bool,
     attempts: Attempts,
     skipped: SkippedTargets,
-    /// Of the last look at all lanes.
-    obstacles: Obstacles,
-    /// Of lanes that were about to be tried.
-    refused: Obstacles,
-    best: Option<Box<Failure>>,
+    advice: Advice,
 }
 
 /// What a request has to do with one upstream.
@@ -83,42 +80,6 @@ struct Tried {
 enum Wanted {
     New,
     Tried,
-}
-
-/// What stood in the way of lanes that were not tried.
-#[derive(Debug, Default)]
-struct Obstacles {
-    /// The shortest rest or wait for a place.
-    rest: Option<Duration>,
-    /// The shortest wait for a breaker, or whatever else passes by itself.
-    trouble: Option<Duration>,
-    is_quarantined: bool,
-}
-
-impl Obstacles {
-    fn add(&mut self, obstacle: Obstacle) {
-        let wait = obstacle.wait;
-        let shorter = |known: Option<Duration>| {
-            let wait = wait.unwrap_or(Duration::MAX);
-            Some(known.map_or(wait, |known| known.min(wait)))
-        };
-        match obstacle.reason {
-            SkipReason::Cooldown | SkipReason::AtLimit => self.rest = shorter(self.rest),
-            SkipReason::Quarantined if wait.is_none() => self.is_quarantined = true,
-            SkipReason::Quarantined | SkipReason::BreakerOpen | SkipReason::Throttled => {
-                self.trouble = shorter(self.trouble);
-            }
-        }
-    }
-
-    fn and(self, other: &Self) -> Self {
-        let shorter = |a: Option<Duration>, b| a.into_iter().chain(b).min();
-        Self {
-            rest: shorter(self.rest, other.rest),
-            trouble: shorter(self.trouble, other.trouble),
-            is_quarantined: self.is_quarantined || other.is_quarantined,
-        }
-    }
 }
 
 /// The next attempt.
@@ -154,9 +115,7 @@ impl<'a> Tour<'a> {
             is_over: false,
             attempts: Attempts::new(),
             skipped: SkippedTargets::default(),
-            obstacles: Obstacles::default(),
-            refused: Obstacles::default(),
-            best: None,
+            advice: Advice::default(),
         }
     }
 
@@ -220,12 +179,12 @@ impl<'a> Tour<'a> {
             }
             Err(Refused::Upstream(obstacle)) => {
                 self.visit(upstream_id).is_closed = true;
-                self.refused.add(obstacle);
+                self.advice.was_refused(obstacle);
                 self.skip(member, None, obstacle);
                 None
             }
             Err(Refused::Key(obstacle)) => {
-                self.refused.add(obstacle);
+                self.advice.was_refused(obstacle);
                 self.skip(member, Some(step.choice.key), obstacle);
                 self.remember(step, false);
                 None
@@ -284,25 +243,7 @@ impl<'a> Tour<'a> {
                 class,
                 ErrorClass::Timeout | ErrorClass::Reset | ErrorClass::Cut
             );
-        self.keep(failure);
-    }
-
-    /// Keeps the failure that says most to the client.
-    fn keep(&mut self, failure: Box<Failure>) {
-        let Some(best) = &mut self.best else {
-            self.best = Some(failure);
-            return;
-        };
-        let (old, new) = (usefulness(best.class), usefulness(failure.class));
-        let is_shorter = failure.retry_after < best.retry_after;
-        let is_better = if best.class == ErrorClass::RateLimited {
-            new == old && is_shorter
-        } else {
-            new == old
-        };
-        if new > old || is_better {
-            *best = failure;
-        }
+        self.advice.failed(failure);
     }
 
     fn tier(&self, index: usize) -> Option<&'a Tier> {
@@ -314,7 +255,7 @@ impl<'a> Tour<'a> {
         let tiers = self.plan.tiers(self.uses);
         let shared = shared(tiers)?;
         self.now = shared.now();
-        self.obstacles = Obstacles::default();
+        self.advice.look_again();
         self.wanted = Wanted::New;
         if let Some((index, target)) = self.stay.take()
             && let Some(tier) = tiers.get(index)
@@ -450,50 +391,9 @@ impl<'a> Tour<'a> {
         (self.attempts, self.skipped)
     }
 
-    /// Returns what the client is told: of all failures the one that says most, unless waiting for
-    /// what was passed over is better advice.
+    /// Returns what the client is told.
     pub(super) fn into_error(self) -> Box<DispatchError> {
-        let Obstacles {
-            rest,
-            trouble,
-            is_quarantined,
-        } = self.obstacles.and(&self.refused);
-        let skipped = [
-            rest.map(|wait| (ErrorClass::RateLimited, Some(wait))),
-            trouble.map(|wait| (ErrorClass::NoTarget, Some(wait))),
-            is_quarantined.then_some((ErrorClass::Auth, None)),
-        ];
-        let skipped = skipped.into_iter().flatten().next();
-        let mut error = DispatchError {
-            class: ErrorClass::NoTarget,
-            stage: SendStage::NotSent,
-            retry_after: None,
-            refusal: None,
-            attempts: self.attempts,
-            skipped: self.skipped,
-            cause: None,
-        };
-        let is_failure_useful = |failure: &Failure| {
-            skipped.is_none_or(|(class, _)| usefulness(failure.class) >= usefulness(class))
-        };
-        if let Some(failure) = self.best.filter(|failure| is_failure_useful(failure)) {
-            let failure = *failure;
-            error.class = failure.class;
-            error.stage = failure.stage;
-            error.retry_after = failure.retry_after;
-            error.refusal = failure.refusal;
-            error.cause = failure.cause;
-            if failure.class == ErrorClass::RateLimited
-                && let Some(rest) = rest
-            {
-                let told = error.retry_after.unwrap_or(Duration::MAX);
-                error.retry_after = Some(told.min(rest));
-            }
-        } else if let Some((class, wait)) = skipped {
-            error.class = class;
-            error.retry_after = wait.filter(|wait| *wait < Duration::MAX);
-        }
-        Box::new(error)
+        self.advice.into_error(self.attempts, self.skipped)
     }
 }
 
@@ -512,7 +412,7 @@ impl Judge for Tour<'_> {
         }
         let obstacle = member.health.obstacle(&self.asking, self.now);
         if let Some(obstacle) = obstacle {
-            self.obstacles.add(obstacle);
+            self.advice.saw(obstacle);
             self.skip(member, None, obstacle);
         }
         obstacle.is_none()
@@ -533,7 +433,7 @@ impl Judge for Tour<'_> {
         if let Some(obstacle) = obstacle
             && !is_tried
         {
-            self.obstacles.add(obstacle);
+            self.advice.saw(obstacle);
             self.skip(member, Some(choice.key), obstacle);
         }
         obstacle.is_none()
@@ -574,21 +474,4 @@ fn pause(attempts: u32, luck: f64) -> Duration {
 
 fn fold((high, low): (u64, u64)) -> u64 {
     mix(high ^ mix(low))
-}
-
-/// How much the client can make of an answer of this class.
-const fn usefulness(class: ErrorClass) -> u8 {
-    match class {
-        // Only the client can mend it.
-        ErrorClass::CallerFault | ErrorClass::ContextLength => 9,
-        // Waiting helps, and how long is known.
-        ErrorClass::RateLimited => 8,
-        ErrorClass::Status => 7,
-        ErrorClass::Timeout => 6,
-        ErrorClass::Reset | ErrorClass::Cut | ErrorClass::Protocol => 5,
-        ErrorClass::Connect => 4,
-        ErrorClass::NoTarget => 3,
-        ErrorClass::Auth | ErrorClass::Funds | ErrorClass::Misconfigured => 2,
-        ErrorClass::Internal => 1,
-    }
 }

@@ -5,6 +5,9 @@ use std::time::Duration;
 /// In this time the weight of what was seen falls to about a third.
 const FADES_IN: f64 = 10.0;
 
+/// What a request is taken to cost where nothing was seen yet, in seconds.
+const UNKNOWN: f64 = 1.0;
+
 /// A moving average of the time to the first event that follows peaks at once and forgets slowly.
 #[derive(Debug, Default)]
 pub(crate) struct PeakLatency {
@@ -26,10 +29,16 @@ impl PeakLatency {
         self.as_of = self.as_of.max(now);
     }
 
-    /// Returns what a request more would cost: the average, fading while nothing is seen so that a
-    /// slow upstream gets another chance, times the requests that are there already.
+    /// Returns what a request more would cost: the average, which fades while nothing is seen so that
+    /// a slow upstream gets another chance, and the average again for each request that is there
+    /// already, so that it does not get all of them at once.
     pub(crate) fn cost(&self, in_flight: u32, now: Duration) -> f64 {
-        self.average * self.kept(now) * (f64::from(in_flight) + 1.0)
+        let known = if self.average > 0.0 {
+            self.average
+        } else {
+            UNKNOWN
+        };
+        self.average * self.kept(now) + known * f64::from(in_flight)
     }
 
     fn kept(&self, now: Duration) -> f64 {
@@ -64,5 +73,10 @@ mod tests {
         let mut latency = PeakLatency::default();
         latency.note(at(1), at(1));
         assert!((latency.cost(3, at(1)) - 4.0).abs() < 1e-9);
+        assert!(
+            latency.cost(3, at(100)) > 2.9,
+            "one more chance, not all of them"
+        );
+        assert!(PeakLatency::default().cost(1, at(1)) > 0.0);
     }
 }

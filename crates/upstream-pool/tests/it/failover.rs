@@ -1,8 +1,9 @@
 //! The way of a request through keys, targets and tiers when something fails.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
-use sluice_domain::pool::{SkipReason, UpstreamLimits};
+use sluice_domain::pool::{Selection, SkipReason, UpstreamLimits};
 use sluice_domain::upstream::Deadlines;
 use sluice_testkit::{ErrorShape, FakeUpstream, Gate, Script};
 use sluice_upstream_pool::{BreakerReport, ErrorClass, SendStage};
@@ -468,7 +469,9 @@ async fn the_last_upstream_is_never_given_up() {
 async fn a_forced_probe_that_is_refused_tells_why() {
     let up = FakeUpstream::start();
     up.default_script(Script::refuse(500));
-    let fleet = Fleet::of(&[(&up, 1)]).with_breaker(2, LONG);
+    let fleet = Fleet::of(&[(&up, 1)])
+        .with_max_attempts(1)
+        .with_breaker(2, LONG);
     let ready = fleet.ready();
     ready.ask().await.unwrap_err();
     ready.ask().await.unwrap_err();
@@ -550,29 +553,38 @@ async fn a_flapping_upstream_with_a_good_one_behind_it_is_not_seen() {
 }
 
 #[tokio::test]
-async fn a_dead_upstream_is_not_asked_much_more_often_than_a_healthy_one() {
+async fn repetitions_are_bounded_for_all_requests_together() {
+    const REQUESTS: u64 = 600;
     let up = FakeUpstream::start();
-    up.default_script(Script::refuse(500));
-    // The breaker would hide what the budget does.
-    let ready = Fleet::of(&[(&up, 3)]).with_breaker(100_000, LONG).ready();
+    // Not so bad that a breaker opens, nor that requests are turned away.
+    for n in 0..REQUESTS * 3 {
+        up.script(if n % 11 % 2 == 0 && n % 11 < 10 {
+            Script::refuse(500)
+        } else {
+            Script::new()
+        });
+    }
+    let mut fleet = Fleet::of(&[(&up, 1)]).with_breaker(100_000, LONG);
+    fleet.upstreams[0].breaker.max_failure_percent = NonZeroU32::new(100).unwrap();
+    let ready = fleet.ready();
     let begun = Instant::now();
-    let mut requests = 0_u32;
-    while requests < 300 || begun.elapsed() < Duration::from_secs(1) {
+    for _ in 0..REQUESTS / 20 {
         let calls: Vec<_> = (0..20)
             .map(|_| {
                 let ready = ready.clone();
-                tokio::spawn(async move { ready.ask().await.unwrap_err() })
+                tokio::spawn(async move { ready.ask().await.is_ok() })
             })
             .collect();
         for call in calls {
             call.await.unwrap();
         }
-        requests += 20;
     }
-    let seconds = begun.elapsed().as_secs() + 1;
-    let allowed = u64::from(requests) * 6 / 5 + 10 * seconds + 10;
+    let allowed = REQUESTS * 6 / 5 + 10 * (begun.elapsed().as_secs() + 1) + 10;
     let served = up.served().len() as u64;
-    assert!(served <= allowed, "{served} for {requests} requests");
+    assert!(served <= allowed, "{served}, not {allowed}");
+    let counts = &fleet.health.report()[0].counts;
+    assert_eq!(counts.retries, served - REQUESTS);
+    assert!(counts.budget_exhausted > 0);
 }
 
 #[tokio::test]
@@ -582,7 +594,7 @@ async fn an_upstream_is_not_asked_beyond_its_own_limit() {
     first.default_script(Script::new().wait_at(2, &gate));
     let mut fleet = Fleet::of(&[(&first, 1), (&second, 1)]);
     fleet.upstreams[0].limits = UpstreamLimits {
-        concurrency: std::num::NonZeroU32::new(2),
+        concurrency: NonZeroU32::new(2),
         ..UpstreamLimits::default()
     };
     let ready = fleet.ready();
@@ -619,4 +631,36 @@ async fn a_client_that_leaves_says_nothing_about_the_upstream() {
     );
     up.default_script(Script::new());
     ready.ask().await.unwrap();
+}
+
+#[tokio::test]
+async fn the_faster_upstream_is_asked_more() {
+    let (slow, fast) = (FakeUpstream::start(), FakeUpstream::start());
+    slow.default_script(Script::new().head_delay(Duration::from_millis(150)));
+    let mut fleet = Fleet::of(&[(&slow, 1), (&fast, 1)]).in_one_tier();
+    fleet.route.selection = Selection::LeastLatency;
+    let ready = fleet.ready();
+    for _ in 0..30 {
+        ready.ask().await.unwrap();
+    }
+    assert!(slow.served().len() < 10, "{} of 30", slow.served().len());
+}
+
+#[tokio::test]
+async fn a_proxy_key_stays_with_its_target() {
+    let (first, second) = (FakeUpstream::start(), FakeUpstream::start());
+    let mut fleet = Fleet::of(&[(&first, 1), (&second, 1)]).in_one_tier();
+    fleet.route.selection = Selection::StickyKey;
+    let ready = fleet.ready();
+    for _ in 0..10 {
+        ready.ask().await.unwrap();
+    }
+    let served = [first.served().len(), second.served().len()];
+    assert!(served == [10, 0] || served == [0, 10], "{served:?}");
+    // When it is out the other one serves.
+    let home = if served[0] > 0 { &first } else { &second };
+    home.default_script(Script::refuse(429).retry_after(600));
+    ready.ask().await.unwrap();
+    ready.ask().await.unwrap();
+    assert_eq!(first.served().len() + second.served().len(), 13);
 }
