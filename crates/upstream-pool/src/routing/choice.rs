@@ -72,22 +72,20 @@ impl Tier {
             }
             out.push(target);
         }
+        // All that can serve are known before one is drawn: drawing again for one that cannot would
+        // prefer whoever comes after it.
         let mut left: SmallVec<[usize; 8]> = SmallVec::new();
         for (target, planned) in self.targets.iter().enumerate() {
-            if !out.contains(&target) && judge.may_ask(&planned.member) {
+            let member = &*planned.member;
+            if !out.contains(&target)
+                && judge.may_ask(member)
+                && (0..member.keys.len()).any(|key| judge.may_use(Choice { target, key }, member))
+            {
                 left.push(target);
             }
         }
-        let mut fraction = self.cursor.next_fraction();
-        while let Some(target) = self.wheel.among(&left, fraction) {
-            if let Some(choice) = self.with_key(target, Draw::InTurn, judge) {
-                return Some(choice);
-            }
-            left.retain(|other| *other != target);
-            // The next fraction would follow from this one, and prefer whoever lies behind.
-            fraction = mix(fraction);
-        }
-        None
+        let target = self.wheel.among(&left, self.cursor.next_fraction())?;
+        self.with_key(target, Draw::InTurn, judge)
     }
 
     fn faster_of_two(&self, judge: &mut impl Judge) -> Option<Choice> {

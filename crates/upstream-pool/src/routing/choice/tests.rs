@@ -81,8 +81,10 @@ proptest! {
         weights in prop::collection::vec(1..20_u32, 2..8),
         is_out in prop::collection::vec(any::<bool>(), 8),
         of_keys in any::<bool>(),
+        by_keys in any::<bool>(),
     ) {
-        // Either one target with many keys, or many targets with one key each.
+        // Either one target with many keys, or many targets with one key each, which are out as a
+        // whole or by their key.
         let plan = if of_keys {
             plan(&[(1, weights.clone())])
         } else {
@@ -92,6 +94,8 @@ proptest! {
         for index in (0..weights.len()).filter(|index| is_out[*index]) {
             if of_keys {
                 out.keys.push((0, index));
+            } else if by_keys {
+                out.keys.push((index, 0));
             } else {
                 out.upstreams.push(index);
             }
