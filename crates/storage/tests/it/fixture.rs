@@ -40,7 +40,7 @@ pub(crate) const FORCED: Settlement = Settlement {
 };
 
 /// The tables of the ledger.
-const LEDGER: [&str; 12] = [
+const LEDGER: [&str; 13] = [
     "instances",
     "leases",
     "counters",
