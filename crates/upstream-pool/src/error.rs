@@ -96,12 +96,13 @@ impl ErrorClass {
         Self::RateLimited,
         Self::Auth,
         Self::Funds,
+        Self::Misconfigured,
         Self::CallerFault,
         Self::ContextLength,
         Self::Internal,
     ];
     /// How many there are.
-    pub(crate) const COUNT: usize = 13;
+    pub(crate) const COUNT: usize = Self::Internal as usize + 1;
 
     /// Returns on whose side the failure lies.
     pub const fn origin(self) -> ErrorOrigin {

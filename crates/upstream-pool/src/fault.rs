@@ -78,6 +78,10 @@ pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>)
         return class;
     }
     match status.as_u16() {
+        // The key is good, its project may not use the model.
+        403 if fault.is_some_and(|fault| fault.code.as_deref() == Some("model_not_found")) => {
+            ErrorClass::Misconfigured
+        }
         401 | 403 => ErrorClass::Auth,
         402 => ErrorClass::Funds,
         429 => ErrorClass::RateLimited,
@@ -258,6 +262,11 @@ mod tests {
                 404,
                 r#"{"error":{"code":"model_not_found","message":"m"}}"#,
                 ErrorClass::CallerFault,
+            ),
+            (
+                403,
+                r#"{"error":{"code":"model_not_found","message":"m"}}"#,
+                ErrorClass::Misconfigured,
             ),
             (
                 429,
