@@ -28,7 +28,14 @@ fn relay() -> Relay {
 pub(crate) fn azure_upstream(deployment: &Deployment, name: &str, options: &[&str]) {
     let origin = deployment.upstream.origin();
     let mut arguments = vec![
-        "upstream", "create", name, "--kind", "azure", "--url", &origin,
+        "upstream",
+        "create",
+        name,
+        "--kind",
+        "azure",
+        "--url",
+        &origin,
+        "--allow-private",
     ];
     arguments.extend(options);
     deployment.run(&arguments);

@@ -28,6 +28,7 @@ pub(crate) fn compatible(deployment: &Deployment) {
         "compatible",
         "--url",
         &url,
+        "--allow-private",
     ]);
     deployment.run(&["route", "delete", MODEL]);
     let target = format!("local={UPSTREAM_MODEL}");

@@ -267,8 +267,8 @@ on_both_databases! {
 
     async fn a_stream_that_breaks_in_the_middle_costs_what_was_relayed(deployment: Deployment) {
         let url = deployment.upstream.base_url();
-        let hasty = ["upstream", "create", "hasty", "--kind", "openai", "--idle-ms", "1500"];
-        deployment.run(&[&hasty[..], &["--url", &url]].concat());
+        let hasty = ["upstream", "create", "hasty", "--kind", "compatible", "--idle-ms", "1500"];
+        deployment.run(&[&hasty[..], &["--url", &url, "--allow-private"]].concat());
         deployment.run(&["route", "create", HASTY, "--to", "hasty"]);
         let relay = deployment.start();
         let scripts = [
