@@ -107,6 +107,8 @@ enum Usage {
     Object(String),
     /// Reported by an event of its own, which is kept as it came.
     Event(Bytes),
+    /// Passed already: every choice had ended.
+    Sent(String),
 }
 
 /// What reading a choice has shown.
@@ -146,26 +148,35 @@ impl Normalizer {
         }
         let choices = choices.unwrap_or_default();
         let has_choice = !choices.is_empty();
+        let known = self.choices.len();
         let is_settled = self.read_choices(&mut chunk, &choices);
-        if let Some(usage) = chunk.get("usage").filter(|usage| usage.starts_with('{')) {
-            let usage = on_one_line(usage.to_owned());
-            if !has_choice && !chunk.is_changed {
-                return Passage::Usage;
-            }
-            self.usage = if has_choice {
-                Usage::Object(usage)
-            } else {
-                Usage::Event(event(&on_one_line(chunk.to_json())).into())
-            };
-            if !has_choice {
+        if let Usage::Sent(usage) = &mut self.usage {
+            if self.choices.len() == known {
+                // To some clients the usage is lost when anything follows it.
                 return Passage::Drop;
             }
-            chunk.remove("usage");
+            self.usage = Usage::Object(std::mem::take(usage));
+        }
+        if let Some(usage) = chunk.get("usage").filter(|usage| usage.starts_with('{')) {
+            let usage = on_one_line(usage.to_owned());
+            if has_choice {
+                self.usage = Usage::Object(usage);
+                chunk.remove("usage");
+            } else if self.is_finished() {
+                self.usage = Usage::Sent(usage);
+            } else if chunk.is_changed {
+                self.usage = Usage::Event(event(&on_one_line(chunk.to_json())).into());
+                return Passage::Drop;
+            } else {
+                return Passage::Usage;
+            }
         }
         if chunk.is_changed {
             Passage::Rewritten(on_one_line(chunk.to_json()))
         } else {
-            Passage::AsItCame { is_settled }
+            Passage::AsItCame {
+                is_settled: is_settled && has_choice,
+            }
         }
     }
 
@@ -226,7 +237,7 @@ impl Normalizer {
             Usage::Event(usage) if self.wants_usage => {
                 return Bytes::from([events.as_bytes(), &usage].concat());
             }
-            Usage::None | Usage::Object(_) | Usage::Event(_) => {}
+            Usage::None | Usage::Object(_) | Usage::Event(_) | Usage::Sent(_) => {}
         }
         events.into()
     }

@@ -16,14 +16,19 @@ fn identity() -> Identity {
     }
 }
 
-/// What a client gets of a stream that comes in frames of so many bytes.
-fn relayed(stream: &str, frame: usize, wants_usage: bool) -> String {
+fn inspector(strip_usage: bool) -> StreamInspector {
     let options = StreamOptions {
-        strip_usage: !wants_usage,
+        strip_usage,
         max_event_bytes: 1 << 20,
     };
     let mut inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
     inspector.normalize(identity());
+    inspector
+}
+
+/// What a client gets of a stream that comes in frames of so many bytes.
+fn relayed(stream: &str, frame: usize, wants_usage: bool) -> String {
+    let mut inspector = inspector(!wants_usage);
     let mut out = Vec::new();
     for frame in stream.as_bytes().chunks(frame.max(1)) {
         let step = inspector.push(Bytes::copy_from_slice(frame)).unwrap();
@@ -769,14 +774,7 @@ fn any_of(
 
 #[test]
 fn a_chunk_that_nobody_changes_is_not_copied() {
-    let mut inspector = StreamInspector::new(
-        Endpoint::ChatCompletions,
-        StreamOptions {
-            strip_usage: true,
-            max_event_bytes: 1 << 20,
-        },
-    );
-    inspector.normalize(identity());
+    let mut inspector = inspector(true);
     let first = chunk(&json!({"role": "assistant", "content": "x"}), &Value::Null);
     for frame in [first, chunk(&json!({"content": "a"}), &Value::Null)] {
         let frame = Bytes::from(event(&frame.to_string()));
@@ -831,6 +829,30 @@ fn a_frame_is_forgotten_when_its_index_means_another_call() {
     let calls = &seen["choices"][0]["message"]["tool_calls"];
     assert_eq!(calls[0]["function"]["arguments"], "{\"x\":[1,2]}");
     assert_eq!(calls[1]["function"]["arguments"], "{\"y\":[1,2]}");
+}
+
+#[test]
+fn usage_that_comes_last_does_not_wait_and_nothing_follows_it() {
+    let stop = chunk(&json!({"role": "assistant"}), &json!("stop"));
+    let mut usage = chunk(&json!({}), &Value::Null);
+    usage["choices"] = json!([]);
+    usage["usage"] = serde_json::from_str(USAGE).unwrap();
+    let mut late = stop.clone();
+    late["choices"][0]["index"] = json!(1);
+    let sent = [&stop, &usage]
+        .map(|chunk| event(&chunk.to_string()))
+        .concat();
+    let mut inspector = inspector(false);
+    let step = inspector.push(Bytes::from(sent.clone())).unwrap();
+    assert_eq!(step.forward, sent);
+    let step = inspector.push(event(&stop.to_string()).into()).unwrap();
+    assert_eq!(step.forward, "");
+    // Another choice after all: the usage comes again behind it.
+    let got = relayed(&stream(&[stop, usage, late]), 4_096, true);
+    let read = chunks(&got);
+    assert_eq!(read.len(), 4);
+    assert_eq!(python(&read).unwrap()["usage"]["total_tokens"], 8);
+    assert_eq!(relayed(&got, 4_096, true), got);
 }
 
 #[test]
