@@ -329,6 +329,29 @@ impl Journal {
         Ok(())
     }
 
+    /// Notes what the database was found to have when it was asked: as
+    /// [`note_ack`](Self::note_ack), but `leases` are all that there are. What else it has a balance
+    /// of is gone, by a transaction whose answer was lost.
+    ///
+    /// # Errors
+    /// As [`note_sent`](Self::note_sent).
+    pub fn note_found(
+        &self,
+        seq: i64,
+        posted_no: i64,
+        leases: &[Lease],
+    ) -> Result<(), JournalError> {
+        let mut writer = self.writer.lock();
+        let note = Note {
+            seq,
+            posted_no,
+            leases: writer.balances.replaced_by(leases),
+        };
+        self.write_note(&mut writer, &mut note_lines(Kind::Ack, &note))?;
+        self.change_balances(&mut writer, |balances| balances.apply_ack(&note));
+        Ok(())
+    }
+
     /// Notes that the database has lost what comes after `posted_no`: posts above it are needed again,
     /// and nothing else changes.
     ///

@@ -322,6 +322,18 @@ impl Writer {
         self.acknowledge(&leases).await
     }
 
+    /// Notes in the journal what the database was found to have; other leases than these are gone.
+    async fn note_found(&mut self, leases: &[Lease]) -> Result<(), Stop> {
+        self.shared.is_database_up.store(true, Ordering::Relaxed);
+        loop {
+            let journal = &self.shared.journal;
+            match journal.note_found(self.guard.seq, self.posted_no, leases) {
+                Ok(()) => return Ok(()),
+                Err(error) => self.wait_for_journal(&error).await?,
+            }
+        }
+    }
+
     /// Notes in the journal that the last transaction was answered, and the leases after it.
     async fn acknowledge(&mut self, leases: &[Lease]) -> Result<(), Stop> {
         self.shared.is_database_up.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What the journal says about the instance's standing with the database.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use sluice_domain::quota::{Amounts, CounterKey, Lease};
 
@@ -69,6 +69,18 @@ impl Balances {
         } else {
             self.leases.insert(key, held);
         }
+    }
+
+    /// Returns what makes these leases all that there are: the others with nothing held, then these.
+    pub(super) fn replaced_by(&self, leases: &[Lease]) -> Vec<Lease> {
+        let found: HashSet<CounterKey> = leases.iter().map(|lease| lease.key).collect();
+        let gone = self.leases.keys().filter(|key| !found.contains(key));
+        gone.map(|key| Lease {
+            key: *key,
+            held: Amounts::ZERO,
+        })
+        .chain(leases.iter().copied())
+        .collect()
     }
 
     pub(super) fn to_leases(&self) -> Vec<Lease> {

@@ -148,8 +148,7 @@ impl Writer {
         self.guard.seq = row.seq;
         self.drop_posted(row.posted_no).await?;
         self.set_leases(&row.leases);
-        let touched: Vec<CounterKey> = row.leases.iter().map(|lease| lease.key).collect();
-        self.confirm(&touched).await
+        self.note_found(&row.leases).await
     }
 
     /// Makes every local lease what the database says.
@@ -184,7 +183,8 @@ impl Writer {
         }
         self.drop_posted(row.posted_no).await?;
         self.set_leases(&[]);
-        Ok(())
+        // A start without the database may not spend what is not leased to it any more.
+        self.note_found(&[]).await
     }
 
     /// The database lost transactions: what is leased here is lowered to what is in use, and told to
@@ -216,7 +216,11 @@ impl Writer {
             }
         }
         leases.sort_by_key(|lease| lease.key);
-        let touched: Vec<CounterKey> = leases.iter().map(|lease| lease.key).collect();
+        // What only the journal still has is gone as well.
+        let mut touched = self.shared.journal.leased();
+        touched.extend(leases.iter().map(|lease| lease.key));
+        touched.sort_unstable();
+        touched.dedup();
         self.announce(&touched).await.map_err(Looked::Stopped)?;
         let row = bounded(self.store.resync(self.guard, &leases, self.clock.now()))
             .await
@@ -235,8 +239,7 @@ impl Writer {
     /// Hands in the end of a resolved instance, unless it turns out to be live again.
     pub(super) async fn end_late(&mut self) -> Result<(), Stop> {
         while self.mode == PostMode::Late && !self.has_posts() {
-            // A start without the database may not spend what it would never be able to post.
-            self.announce(&self.shared.journal.leased()).await?;
+            self.announce(&[]).await?;
             match bounded(self.store.end_late(self.guard, self.clock.now())).await {
                 Ok(()) => {
                     self.guard.seq += 1;

@@ -100,7 +100,7 @@ pub async fn start(
         // What the database lost is needed again, and is kept from here on.
         journal.note_went_back(row.posted_no)
     } else {
-        journal.note_ack(row.seq, row.posted_no, &row.leases)
+        journal.note_found(row.seq, row.posted_no, &row.leases)
     };
     noted.map_err(StartError::Journal)?;
     // The next segment is there before the first request is.
@@ -325,7 +325,7 @@ impl Writer {
     /// Brings the database to where the journal is, when it is behind, and hands everything in when
     /// the instance was settled.
     async fn settle_start(&mut self, went_back: bool) -> Result<(), Stop> {
-        if went_back && self.mode == PostMode::Live {
+        if went_back {
             self.reconcile().await?;
         }
         while self.mode == PostMode::Late {

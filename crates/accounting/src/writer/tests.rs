@@ -229,6 +229,16 @@ fn open_journal(folder: &TempDir, boot_id: BootId) -> (Journal, journal::Replay)
     Journal::open(Arc::new(disk), journal::Options::default(), identity).unwrap()
 }
 
+fn options(max_in_memory: usize) -> LedgerOptions {
+    LedgerOptions {
+        max_in_memory,
+        quota_wait: Duration::from_secs(1),
+        outage_reserve: Duration::from_mins(10),
+        fsync: Fsync::Interval,
+        blocks_on_threads: false,
+    }
+}
+
 /// An instance whose last start had a lease at transaction 7 of the database, which is away now.
 fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
     begun_away_with(100)
@@ -259,20 +269,13 @@ fn begun_away_with(
     });
     let clock = Arc::<StoppedClock>::default();
     let (journal, replay) = open_journal(&folder, boot(2));
-    let options = LedgerOptions {
-        max_in_memory,
-        quota_wait: Duration::from_secs(1),
-        outage_reserve: Duration::from_mins(10),
-        fsync: Fsync::Interval,
-        blocks_on_threads: false,
-    };
     let identity = Identity {
         instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
         earlier_boots: vec![boot(1)],
         boot_id: boot(2),
     };
     let (ledger, writer) = start_away(
-        options,
+        options(max_in_memory),
         Arc::clone(&store) as Arc<dyn LedgerStore>,
         Arc::clone(&clock) as Arc<dyn Clock>,
         journal,
@@ -365,6 +368,7 @@ async fn a_database_that_went_back_is_told_what_is_in_use() {
         0,
         "nothing is leased that the database does not know"
     );
+    assert_eq!(ledger.shared.journal.leased(), [], "nor after a crash");
     running.abort();
 }
 
@@ -792,6 +796,54 @@ async fn an_instance_that_was_settled_leaves_no_lease_to_a_start_without_the_dat
     store.row.lock().state = InstanceState::Resolved;
     store.is_up.store(true, Ordering::SeqCst);
     writer.reconcile().await.unwrap();
+    assert_eq!(ledger.shared.journal.leased(), []);
     assert_eq!(writer.end_late().await, Err(Stop::Settled));
+    assert_eq!(ledger.shared.journal.leased(), []);
+}
+
+/// The database has no row of a lease of which nothing is left.
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_a_post_without_an_answer_used_up_is_gone_from_the_journal_too() {
+    let (_folder, store, _clock, ledger, mut writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    let hold = ask(&ledger, &lane, &account, LEASED).await.unwrap();
+    let end = RequestEnd {
+        owed: Amounts::tokens(LEASED),
+        ..RequestEnd::withdrawn()
+    };
+    hold.post(end).unwrap().await;
+    assert_eq!(ledger.shared.journal.leased(), [tenant_counter()]);
+    store.row.lock().seq += 1;
+    store.row.lock().posted_no = 1;
+    store.leases.lock().clear();
+    writer.reconcile().await.unwrap();
+    assert_eq!((writer.posted_no, free(&ledger)), (1, 0));
+    assert_eq!(ledger.shared.journal.leased(), []);
+    writing.abort();
+}
+
+/// As a crash between a transaction and its answer leaves it.
+#[tokio::test(start_paused = true)]
+async fn a_start_leaves_no_lease_in_the_journal_that_the_database_does_not_know() {
+    let (folder, store, clock, ledger, writer) = begun_away();
+    store.is_up.store(true, Ordering::SeqCst);
+    ledger.shared.journal.note_sent(8, &[]).unwrap();
+    drop((ledger, writer));
+    store.row.lock().seq = 8;
+    store.leases.lock().clear();
+    let (journal, replay) = open_journal(&folder, boot(3));
+    assert_eq!(replay.leases.len(), 1);
+    let identity = Identity {
+        instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
+        earlier_boots: vec![boot(1), boot(2)],
+        boot_id: boot(3),
+    };
+    let (ledger, _writer) = start(options(100), store, clock, journal, replay, identity)
+        .await
+        .unwrap();
     assert_eq!(ledger.shared.journal.leased(), []);
 }

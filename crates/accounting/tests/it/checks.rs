@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use sluice_accounting::journal::Replay;
 use sluice_domain::id::RequestId;
-use sluice_domain::ports::InstanceState;
+use sluice_domain::ports::{InstanceRow, InstanceState};
 use sluice_domain::quota::{Amounts, CounterKey};
 use sluice_domain::usage::{Basis, Ending};
 
@@ -100,6 +101,25 @@ pub(crate) fn check_state(state: &State, may_exceed: bool) -> Result<(), String>
         }
     }
     Ok(())
+}
+
+/// A start without the database may spend what the journal says, so that is at most what the database
+/// has. While one of them knows of posts that the other does not, the two are not comparable.
+pub(crate) fn check_journal(replay: &Replay, row: &InstanceRow) -> Result<(), String> {
+    if row.state != InstanceState::Live || row.posted_no != replay.posted_no {
+        return Ok(());
+    }
+    let of = |key: &CounterKey| {
+        let lease = row.leases.iter().find(|lease| lease.key == *key);
+        lease.map(|lease| lease.held).unwrap_or_default()
+    };
+    match replay.leases.iter().find(|l| !l.held.fits(of(&l.key))) {
+        Some(lease) => Err(format!(
+            "{lease:?}, where the database has {:?}",
+            of(&lease.key)
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Returns what became of a request: its record, or what was set aside for it.

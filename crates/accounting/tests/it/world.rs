@@ -612,6 +612,13 @@ impl World {
                 replay.leases,
             )
         });
+        if self.plan.rollbacks == 0
+            && let Some(row) = self.database.look(|state| state.row(site.instance_id))
+            && let Err(what) = checks::check_journal(&replay, &row)
+        {
+            self.log
+                .violation(format!("the journal of i{}.{boot} has {what}", site.number));
+        }
         let store = Arc::new(Connection {
             database: Arc::clone(&self.database),
             life: Arc::clone(&life),
