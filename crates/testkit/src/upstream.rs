@@ -18,6 +18,8 @@ mod stream;
 
 mod openai;
 
+mod anthropic;
+
 mod azure;
 
 mod play;
@@ -47,7 +49,7 @@ use crate::fail::fail;
 /// Connections that may wait to be accepted: tests open a thousand at once.
 const BACKLOG: u32 = 4096;
 
-/// A provider that speaks the OpenAI protocol and does what scripts say.
+/// A provider that speaks the OpenAI and the Anthropic protocol and does what scripts say.
 ///
 /// It runs in a thread and runtime of its own, so that its time is real time also when a test
 /// pauses its own, and it goes on when a test blocks. It stops, and closes all connections, when

@@ -14,6 +14,8 @@ pub const VOCABULARY: [&str; 40] = [
     "leather", "mirror", "pocket",
 ];
 
+/// Tokens of a message to the Anthropic API beside its words, as a relay that must guess counts them.
+const PER_ANTHROPIC_MESSAGE: usize = 4;
 /// Tokens of a chat prompt beside its words: per message, its role, and the start of the answer.
 const PER_MESSAGE: usize = 3;
 const PER_ROLE: usize = 1;
@@ -63,6 +65,21 @@ pub fn count_words(text: &str) -> usize {
 pub fn count_chat(messages: &[Value]) -> usize {
     let of_message = |message: &Value| PER_MESSAGE + PER_ROLE + count_content(&message["content"]);
     messages.iter().map(of_message).sum::<usize>() + PER_ANSWER
+}
+
+/// Returns the body of a request to the Anthropic API with one user message of `count` words.
+pub fn message_request(model: &str, count: usize) -> Value {
+    json!({"model": model, "max_tokens": 1_024, "messages": [prompt(count)]})
+}
+
+/// Counts the prompt of a request to the Anthropic API: per message 4 and the words of its content,
+/// and those of the system prompt.
+pub fn count_message(request: &Value) -> usize {
+    let messages = request["messages"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let of_message = |message: &Value| PER_ANTHROPIC_MESSAGE + count_content(&message["content"]);
+    messages.iter().map(of_message).sum::<usize>() + count_content(&request["system"])
 }
 
 fn count_content(content: &Value) -> usize {
@@ -123,6 +140,14 @@ mod tests {
             {"type": "text", "text": " alpha river"}, {"type": "image_url"}, {"type": "text", "text": " green"},
         ]});
         assert_eq!(count_chat(&[parts]), 3 + 1 + 3 + 3);
+    }
+
+    #[test]
+    fn a_message_counts_its_frame_its_words_and_the_system_prompt() {
+        let mut request = message_request("m", 5);
+        assert_eq!(count_message(&request), 4 + 5);
+        request["system"] = json!([{"type": "text", "text": " alpha river"}]);
+        assert_eq!(count_message(&request), 4 + 5 + 2);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use serde_json::Value;
 use sluice_domain::usage::TokenUsage;
 
+use super::anthropic::{self, Messages};
 use super::call::{Call, CallKind};
 use super::openai::{self, Frame};
 use super::quirk::{ErrorShape, Quirk};
@@ -15,6 +16,8 @@ pub(super) struct Answer {
     pub(super) status: u16,
     pub(super) content_type: String,
     pub(super) streams: bool,
+    /// Whether it is one of the Anthropic API.
+    pub(super) is_anthropic: bool,
     pub(super) framing: Framing,
     pub(super) parts: Vec<Part>,
 }
@@ -79,6 +82,9 @@ pub(super) fn answer(call: &Call, number: usize, script: &Script, models: &[Stri
                 .collect();
             stream(script.status, parts, call, script)
         }
+        Content::Refusal if call.kind.is_anthropic() => {
+            refuse(script.status, anthropic::refusal(script.status, model))
+        }
         Content::Refusal => refuse(script.status, openai::refusal(script.status, model)),
         Content::Answer if refuses_options(call, script) => {
             let message = "Unrecognized request argument supplied: stream_options";
@@ -111,6 +117,18 @@ pub(super) fn answer(call: &Call, number: usize, script: &Script, models: &[Stri
                     ..Part::event(body)
                 };
                 plain(script.status, "application/json", part, call, script)
+            }
+            CallKind::TokenCount => {
+                refuse(script.status, anthropic::token_count(call.input_tokens))
+            }
+            CallKind::Message => {
+                let messages = Messages::new(call, script, number);
+                if call.streams {
+                    stream(script.status, messages.stream(), call, script)
+                } else {
+                    let part = messages.plain();
+                    plain(script.status, "application/json", part, call, script)
+                }
             }
             CallKind::Chat | CallKind::Completion => {
                 let frame = Frame {
@@ -157,6 +175,9 @@ fn plain_completion(call: &Call, script: &Script, frame: &Frame) -> Part {
 fn plain(status: u16, content_type: &str, part: Part, call: &Call, script: &Script) -> Answer {
     let error = match &script.fault {
         Some(fault) => match fault.kind {
+            FaultKind::Error(_) if call.kind.is_anthropic() => {
+                Some(Part::event(anthropic::refusal(529, "")))
+            }
             FaultKind::Error(shape) => Some(Part::event(error_body(shape))),
             _ => None,
         },
@@ -188,6 +209,7 @@ fn plain(status: u16, content_type: &str, part: Part, call: &Call, script: &Scri
         status,
         content_type: content_type.to_owned(),
         streams: false,
+        is_anthropic: call.kind.is_anthropic(),
         framing,
         parts,
     }
@@ -200,6 +222,7 @@ fn stream(status: u16, parts: Vec<Part>, call: &Call, script: &Script) -> Answer
         status,
         content_type,
         streams: true,
+        is_anthropic: call.kind.is_anthropic(),
         framing,
         parts,
     }

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::Value;
 
 use crate::wire::{Head, Headers};
-use crate::words::{count_chat, count_input};
+use crate::words::{count_chat, count_input, count_message};
 
 /// A request that arrived completely.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub(super) enum CallKind {
     Chat,
     Completion,
     Embedding,
+    Message,
+    TokenCount,
     Models,
     /// One model, by its id with the escapes of the URL taken out.
     Model(String),
@@ -60,13 +62,16 @@ impl Call {
             ),
             CallKind::Completion => (inputs_of(&json["prompt"]), count_input(&json["prompt"])),
             CallKind::Embedding => (inputs_of(&json["input"]), count_input(&json["input"])),
+            CallKind::Message | CallKind::TokenCount => (1, count_message(&json)),
             _ => (1, 0),
         };
         let number = |name: &str| json[name].as_u64().and_then(|n| usize::try_from(n).ok());
         Self {
             key: key_of(&head.headers),
             model: json["model"].as_str().map(str::to_owned),
-            user: json["user"].as_str().map(str::to_owned),
+            user: [&json["user"], &json["metadata"]["user_id"]]
+                .into_iter()
+                .find_map(|user| user.as_str().map(str::to_owned)),
             streams: json["stream"] == true,
             wants_usage: json["stream_options"]["include_usage"] == true,
             choices: prompts * number("n").unwrap_or(1),
@@ -95,6 +100,11 @@ impl Call {
 }
 
 impl CallKind {
+    /// Returns whether it is a call of the Anthropic API.
+    pub(super) const fn is_anthropic(&self) -> bool {
+        matches!(self, Self::Message | Self::TokenCount)
+    }
+
     fn of(method: &str, target: &str, has_json: bool) -> Self {
         let path = target.split('?').next().unwrap_or_default();
         let kind = match method {
@@ -107,6 +117,8 @@ impl CallKind {
             "POST" if path.ends_with("/chat/completions") => Self::Chat,
             "POST" if path.ends_with("/completions") => Self::Completion,
             "POST" if path.ends_with("/embeddings") => Self::Embedding,
+            "POST" if path.ends_with("/messages") => Self::Message,
+            "POST" if path.ends_with("/messages/count_tokens") => Self::TokenCount,
             _ => return Self::Unknown,
         };
         if has_json { kind } else { Self::NotJson }
@@ -177,6 +189,11 @@ mod tests {
             ),
             ("POST /completions HTTP/1.1", CallKind::Completion),
             ("POST /v1/embeddings HTTP/1.1", CallKind::Embedding),
+            ("POST /v1/messages?beta=true HTTP/1.1", CallKind::Message),
+            (
+                "POST /v1/messages/count_tokens HTTP/1.1",
+                CallKind::TokenCount,
+            ),
             ("GET /v1/models HTTP/1.1", CallKind::Models),
             (
                 "GET /v1/models/a%2Fb:c HTTP/1.1",

@@ -9,6 +9,7 @@ use sluice_domain::usage::TokenUsage;
 use tokio::time::sleep;
 
 use super::answer::{Answer, Framing, Part};
+use super::anthropic;
 use super::call::Call;
 use super::connection::{After, Connection, PeerLeft};
 use super::script::{BeforeHead, Fault, FaultKind, Hold, Script};
@@ -22,6 +23,7 @@ pub(super) struct Play<'a> {
     script: &'a Script,
     framing: Framing,
     streams: bool,
+    is_anthropic: bool,
 }
 
 /// Events that are written at once.
@@ -55,6 +57,7 @@ impl<'a> Play<'a> {
             script,
             framing: answer.framing,
             streams: answer.streams,
+            is_anthropic: answer.is_anthropic,
         }
     }
 
@@ -234,8 +237,12 @@ impl<'a> Play<'a> {
             }
             FaultKind::Error(shape) => {
                 let mut batch = Batch::default();
-                for part in &error_events(self.script, *shape, fault.at) {
-                    batch.push(part);
+                if self.is_anthropic {
+                    batch.push(&anthropic::error_event(self.script));
+                } else {
+                    for part in &error_events(self.script, *shape, fault.at) {
+                        batch.push(part);
+                    }
                 }
                 self.flush(&mut batch).await?;
                 self.finish(ServedEnd::BrokenOff).await?;
@@ -324,7 +331,9 @@ impl<'a> Play<'a> {
                 left = self.connection.until_peer_left() => return Err(left),
                 () = tick => {}
             }
-            let filler = if self.streams {
+            let filler = if self.streams && self.is_anthropic {
+                anthropic::keep_alive(self.script)
+            } else if self.streams {
                 comment(self.script)
             } else {
                 "\n".to_owned()
@@ -374,6 +383,7 @@ fn reason(status: u16) -> &'static str {
         502 => "Bad Gateway",
         503 => "Service Unavailable",
         504 => "Gateway Timeout",
+        529 => "Overloaded",
         _ => "Status",
     }
 }

@@ -13,7 +13,9 @@ use crate::fail::fail;
 /// # Positions
 /// `at` counts events from 0: `cut_at(3)` writes three events and strikes where the fourth would
 /// have stood. A chat stream is: the role, the words one by one, the finish, the usage if it was
-/// asked for, `[DONE]`. A position beyond the last event is the one right after it. Comments and
+/// asked for, `[DONE]`. A stream of the Anthropic API is: the start of the message, the start of its
+/// block, the words one by one, the end of the block, the end of the message with its usage, the stop.
+/// A position beyond the last event is the one right after it. Comments and
 /// other lines without data are no events. An answer that is no stream is one event: position 0
 /// strikes before its body, any other in the middle of it.
 #[derive(Debug, Clone)]
@@ -24,6 +26,7 @@ pub struct Script {
     pub(super) content: Content,
     pub(super) words: usize,
     pub(super) cached_tokens: i64,
+    pub(super) cache_write_tokens: i64,
     pub(super) reasoning_tokens: i64,
     pub(super) head_delay: Duration,
     pub(super) head_gate: Option<Gate>,
@@ -124,6 +127,7 @@ impl Script {
             content: Content::Answer,
             words: 8,
             cached_tokens: 0,
+            cache_write_tokens: 0,
             reasoning_tokens: 0,
             head_delay: Duration::ZERO,
             head_gate: None,
@@ -139,8 +143,8 @@ impl Script {
         }
     }
 
-    /// Refuses with the status and the error body that providers send with it: 400, 401, 402, 403,
-    /// 404 (the model), 429, 500, 503; others have a general one.
+    /// Refuses with the status and the error body that the provider of the called API sends with it:
+    /// 400, 401, 402, 403, 404 (the model), 429, 500, 503, 529; others have a general one.
     pub fn refuse(status: u16) -> Self {
         Self {
             status,
@@ -217,6 +221,12 @@ impl Script {
     /// Reports so much of the input as served from the provider's cache.
     pub fn cached_tokens(mut self, count: i64) -> Self {
         self.cached_tokens = count;
+        self
+    }
+
+    /// Reports so much of the input of a message as written to the provider's cache.
+    pub fn cache_write_tokens(mut self, count: i64) -> Self {
+        self.cache_write_tokens = count;
         self
     }
 

@@ -171,7 +171,8 @@ impl<'a> Stream<'a> {
     }
 }
 
-fn line_end(script: &Script) -> &'static str {
+/// Returns the end of a line in the dialect of the script.
+pub(super) fn line_end(script: &Script) -> &'static str {
     if script.has(Quirk::CrLf) {
         "\r\n"
     } else if script.has(Quirk::Cr) {
@@ -216,6 +217,13 @@ fn event(script: &Script, data: &str, number: usize) -> Vec<u8> {
     }
     text.push_str(eol);
     text.into_bytes()
+}
+
+/// Writes an event with a name, as the Anthropic API does.
+pub(super) fn named_event(script: &Script, name: &str, data: &str) -> Vec<u8> {
+    let eol = line_end(script);
+    let space = if script.has(Quirk::NoSpace) { "" } else { " " };
+    format!("event:{space}{name}{eol}data:{space}{data}{eol}{eol}").into_bytes()
 }
 
 /// Returns the events of an error inside a stream.
