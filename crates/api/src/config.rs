@@ -184,7 +184,8 @@ settings! {
         /// that an early failure can still be answered with its status.
         head_wait ["head_wait_ms"]: Duration =
             Millis { min: 0, max: 600_000 }, Duration::from_secs(10);
-        /// Silence of a stream after which the client is sent a comment that keeps it open.
+        /// Silence of a stream after which the client is sent a comment that keeps it open; a
+        /// client of the Anthropic API is sent a ping, after 10 seconds at the latest.
         keep_alive ["keep_alive_ms"]: Duration =
             Millis { min: 1_000, max: 600_000 }, Duration::from_secs(12);
         /// Largest answer that is not streamed.

@@ -1,17 +1,18 @@
-//! What goes wrong, as our clients see it: a status, a stable code, a message, in the OpenAI
-//! envelope.
+//! What goes wrong, as our clients see it: a status, a stable code, a message, in the envelope of
+//! the client's protocol.
 
 use std::borrow::Cow;
 use std::error::Error;
 use std::ops::Deref;
 use std::time::Duration;
 
-use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use sluice_domain::id::RequestId;
+use sluice_domain::route::Protocol;
+use sluice_protocol::{anthropic, stream};
 
 use crate::body::AnswerBody;
 use crate::relay::ATTEMPTS;
@@ -20,6 +21,8 @@ use crate::relay::ATTEMPTS;
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// The exact form of `retry-after`, which the SDKs prefer.
 pub(crate) const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+/// What Anthropic answers when it cannot take more.
+pub(crate) const OVERLOADED: u16 = 529;
 /// Longest wait that a client is asked for; SDKs stop retrying or ignore more.
 pub(crate) const MAX_RETRY_AFTER: Duration = Duration::from_mins(1);
 
@@ -67,6 +70,8 @@ codes! {
     ModelNotFound = "model_not_found", NOT_FOUND, "invalid_request_error";
     /// This key may not name its upstream.
     UpstreamNotSelectable = "upstream_not_selectable", FORBIDDEN, "invalid_request_error";
+    /// The upstreams of the model speak another protocol than the request.
+    UnsupportedProtocol = "unsupported_protocol", BAD_REQUEST, "invalid_request_error";
     /// The path does not exist.
     UnknownUrl = "unknown_url", NOT_FOUND, "invalid_request_error";
     /// The path exists, with another method.
@@ -97,6 +102,8 @@ codes! {
     UpstreamError = "upstream_error", BAD_GATEWAY, "server_error";
     /// The provider did not answer in time.
     UpstreamTimeout = "upstream_timeout", GATEWAY_TIMEOUT, "server_error";
+    /// The provider cannot take more now.
+    UpstreamOverloaded = "upstream_overloaded", SERVICE_UNAVAILABLE, "server_error";
     /// No upstream can serve the model now.
     NoAvailableUpstream = "no_available_upstream", SERVICE_UNAVAILABLE, "server_error";
     /// The instance is stopping.
@@ -150,6 +157,8 @@ pub(crate) struct ErrorParts {
     pub(crate) retry: Retry,
     /// How often upstreams were asked.
     pub(crate) attempts: u32,
+    /// The provider's own body, for clients that match its words.
+    pub(crate) in_its_words: Option<Bytes>,
     pub(crate) cause: Option<Box<dyn Error + Send + Sync>>,
 }
 
@@ -164,6 +173,7 @@ impl ApiError {
             param: None,
             retry: Retry::default(),
             attempts: 0,
+            in_its_words: None,
             cause: None,
         })
     }
@@ -212,7 +222,62 @@ impl ApiError {
         self
     }
 
-    fn body(&self) -> Vec<u8> {
+    /// Returns the status in a protocol.
+    pub(crate) fn status_in(&self, protocol: Protocol) -> StatusCode {
+        match protocol {
+            // Anthropic has a status of its own for it.
+            Protocol::Anthropic if self.status == StatusCode::SERVICE_UNAVAILABLE => {
+                StatusCode::from_u16(OVERLOADED).unwrap_or(self.status)
+            }
+            _ => self.status,
+        }
+    }
+
+    /// Returns the event that ends a stream with this error.
+    pub(crate) fn event(&self, protocol: Protocol, request_id: RequestId) -> Bytes {
+        match (protocol, &self.in_its_words) {
+            (Protocol::OpenAi, _) => {
+                stream::error_event(&self.message, &self.kind, self.code.as_deref())
+            }
+            (Protocol::Anthropic, Some(body)) => anthropic::error::event_of_body(body),
+            (Protocol::Anthropic, None) => anthropic::error::event(
+                self.anthropic_kind(),
+                &self.message,
+                self.anthropic_code(),
+                request_id.encode(&mut [0; 36]),
+            ),
+        }
+    }
+
+    fn body(&self, protocol: Protocol, request_id: RequestId) -> Bytes {
+        match (protocol, &self.in_its_words) {
+            (Protocol::OpenAi, _) => self.open_ai_body().into(),
+            (Protocol::Anthropic, Some(body)) => body.clone(),
+            (Protocol::Anthropic, None) => anthropic::error::body(
+                self.anthropic_kind(),
+                &self.message,
+                self.anthropic_code(),
+                request_id.encode(&mut [0; 36]),
+            )
+            .into(),
+        }
+    }
+
+    fn anthropic_kind(&self) -> &'static str {
+        anthropic::error::kind_of_status(self.status_in(Protocol::Anthropic).as_u16())
+    }
+
+    /// Returns the stable code; a spent quota goes by the word that the SDKs know.
+    fn anthropic_code(&self) -> Option<&str> {
+        let code = self.code.as_deref()?;
+        if code == Code::InsufficientQuota.as_str() {
+            Some("enforced_spend_limit_reached")
+        } else {
+            Some(code)
+        }
+    }
+
+    fn open_ai_body(&self) -> Vec<u8> {
         #[derive(Serialize)]
         struct Envelope<'a> {
             error: Inner<'a>,
@@ -236,17 +301,16 @@ impl ApiError {
     }
 }
 
-impl IntoResponse for ApiError {
-    fn into_response(self) -> Response {
-        self.into_answer().map(Body::new)
-    }
-}
-
 impl ApiError {
-    /// Builds the answer.
-    pub(crate) fn into_answer(self) -> http::Response<AnswerBody> {
-        let mut response = http::Response::new(AnswerBody::Whole(self.body().into()));
-        *response.status_mut() = self.status;
+    /// Builds the answer in a protocol.
+    pub(crate) fn into_answer(
+        self,
+        protocol: Protocol,
+        request_id: RequestId,
+    ) -> Response<AnswerBody> {
+        let body = self.body(protocol, request_id);
+        let mut response = Response::new(AnswerBody::Whole(body));
+        *response.status_mut() = self.status_in(protocol);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if self.status == StatusCode::UNAUTHORIZED {
@@ -285,27 +349,52 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sluice_domain::time::UnixMillis;
+
     use super::*;
+    use crate::ids::new_request_id;
 
     #[test]
     fn the_envelope_has_all_four_keys() {
         let error = ApiError::new(Code::InvalidApiKey, "no \"such\" key");
         assert_eq!(
-            String::from_utf8(error.body()).unwrap(),
+            String::from_utf8(error.open_ai_body()).unwrap(),
             r#"{"error":{"message":"no \"such\" key","type":"invalid_request_error","param":null,"code":"invalid_api_key"}}"#
         );
+    }
+
+    #[test]
+    fn every_code_has_a_kind_and_a_status_of_anthropic() {
+        for code in Code::ALL {
+            let error = ApiError::new(*code, "m");
+            let status = error.status_in(Protocol::Anthropic).as_u16();
+            let kind = error.anthropic_kind();
+            let expected = match status {
+                400 | 405 | 415 => "invalid_request_error",
+                401 => "authentication_error",
+                403 => "permission_error",
+                404 => "not_found_error",
+                408 | 504 => "timeout_error",
+                413 => "request_too_large",
+                429 => "rate_limit_error",
+                500 | 502 => "api_error",
+                529 => "overloaded_error",
+                _ => "",
+            };
+            assert_eq!(kind, expected, "{code:?} has the status {status}");
+        }
     }
 
     #[test]
     fn a_pause_is_told_in_both_forms_and_capped() {
         let response = ApiError::new(Code::RateLimitExceeded, "wait")
             .retry(Retry::After(Duration::from_millis(1_200)))
-            .into_response();
+            .into_answer(Protocol::OpenAi, new_request_id(UnixMillis(0)));
         assert_eq!(response.headers()[RETRY_AFTER], "2");
         assert_eq!(response.headers()[RETRY_AFTER_MS], "1200");
         let long = ApiError::new(Code::RateLimitExceeded, "wait")
             .retry(Retry::After(Duration::from_hours(2)))
-            .into_response();
+            .into_answer(Protocol::OpenAi, new_request_id(UnixMillis(0)));
         assert_eq!(long.headers()[RETRY_AFTER], "60");
     }
 

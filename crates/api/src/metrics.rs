@@ -14,7 +14,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::usage::{Basis, Ending, TokenUsage};
 use sluice_storage::resolve::Attention;
 use sluice_upstream_pool::UpstreamReport;
@@ -34,16 +34,20 @@ pub(crate) enum Surface {
     chat_completions,
     completions,
     embeddings,
+    messages,
+    count_tokens,
     models,
     ops,
     other,
 }
 
 impl Surface {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::chat_completions,
         Self::completions,
         Self::embeddings,
+        Self::messages,
+        Self::count_tokens,
         Self::models,
         Self::ops,
         Self::other,
@@ -55,7 +59,17 @@ impl Surface {
             Self::chat_completions => Some(Endpoint::ChatCompletions),
             Self::completions => Some(Endpoint::Completions),
             Self::embeddings => Some(Endpoint::Embeddings),
+            Self::messages => Some(Endpoint::Messages),
+            Self::count_tokens => Some(Endpoint::CountTokens),
             Self::models | Self::ops | Self::other => None,
+        }
+    }
+
+    /// Returns the protocol in which errors are answered here.
+    pub(crate) const fn protocol(self) -> Protocol {
+        match self.endpoint() {
+            Some(endpoint) => endpoint.protocol(),
+            None => Protocol::OpenAi,
         }
     }
 
@@ -67,6 +81,8 @@ impl Surface {
             "/chat/completions" => Self::chat_completions,
             "/completions" => Self::completions,
             "/embeddings" => Self::embeddings,
+            "/messages" => Self::messages,
+            "/messages/count_tokens" => Self::count_tokens,
             "/livez" | "/readyz" | "/healthz" | "/health" | "/metrics" => Self::ops,
             "/models" => Self::models,
             _ if path.starts_with("/models/") => Self::models,
@@ -361,6 +377,11 @@ mod tests {
             Surface::chat_completions
         );
         assert_eq!(Surface::of_path("/embeddings"), Surface::embeddings);
+        assert_eq!(Surface::of_path("/v1/messages"), Surface::messages);
+        assert_eq!(
+            Surface::of_path("/v1/messages/count_tokens"),
+            Surface::count_tokens
+        );
         assert_eq!(Surface::of_path("/v1/models/a/b"), Surface::models);
         assert_eq!(Surface::of_path("/v1/unknown"), Surface::other);
     }

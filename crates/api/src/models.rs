@@ -8,6 +8,8 @@ use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
 use serde::Serialize;
+use sluice_domain::route::Protocol;
+use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::ProviderKind;
 use sluice_upstream_pool::ModelEntry;
 
@@ -32,6 +34,34 @@ struct ModelList<'a> {
     data: Vec<Model<'a>>,
 }
 
+/// A model in the words of the Anthropic API.
+#[derive(Serialize)]
+struct AnthropicModel<'a> {
+    r#type: &'static str,
+    id: &'a str,
+    display_name: &'a str,
+    created_at: String,
+}
+
+#[derive(Serialize)]
+struct AnthropicList<'a> {
+    data: Vec<AnthropicModel<'a>>,
+    has_more: bool,
+    first_id: Option<&'a str>,
+    last_id: Option<&'a str>,
+}
+
+impl<'a> AnthropicModel<'a> {
+    fn new(id: &'a str, created_seconds: i64) -> Self {
+        Self {
+            r#type: "model",
+            id,
+            display_name: id,
+            created_at: UnixMillis(created_seconds.saturating_mul(1_000)).to_rfc3339(),
+        }
+    }
+}
+
 impl<'a> Model<'a> {
     fn of(entry: &'a ModelEntry) -> Self {
         Self {
@@ -43,23 +73,37 @@ impl<'a> Model<'a> {
     }
 }
 
-/// `GET /v1/models`: every model that this key may use. Routes by pattern are not listed.
+/// `GET /v1/models`: every model that this key may use, in the client's protocol. Routes by pattern
+/// are not listed.
 pub(crate) async fn list(
     State(worker): State<Arc<Worker>>,
     Extension(context): Extension<RequestContext>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let grant = grant_of(&worker, context, &headers).await?;
+) -> Response {
+    let protocol = context.protocol(&headers);
+    let grant = match grant_of(&worker, context, &headers).await {
+        Ok(grant) => grant,
+        Err(error) => return context.answer(error, &headers),
+    };
     let entries = worker.app.routing.load().models(grant.payer().tenant_id);
-    let data = entries
-        .iter()
-        .filter(|e| grant.key.allows_model(&e.id))
-        .map(Model::of)
-        .collect();
-    Ok(json(&ModelList {
-        object: "list",
-        data,
-    }))
+    let allowed = entries.iter().filter(|e| grant.key.allows_model(&e.id));
+    match protocol {
+        Protocol::OpenAi => json(&ModelList {
+            object: "list",
+            data: allowed.map(Model::of).collect(),
+        }),
+        Protocol::Anthropic => {
+            let data: Vec<_> = allowed
+                .map(|entry| AnthropicModel::new(&entry.id, entry.created))
+                .collect();
+            json(&AnthropicList {
+                has_more: false,
+                first_id: data.first().map(|model| model.id),
+                last_id: data.last().map(|model| model.id),
+                data,
+            })
+        }
+    }
 }
 
 /// `GET /v1/models/{id}`: one model, also when only a pattern serves it.
@@ -68,8 +112,12 @@ pub(crate) async fn find(
     Extension(context): Extension<RequestContext>,
     Path(id): Path<String>,
     headers: HeaderMap,
-) -> Result<Response, ApiError> {
-    let grant = grant_of(&worker, context, &headers).await?;
+) -> Response {
+    let protocol = context.protocol(&headers);
+    let grant = match grant_of(&worker, context, &headers).await {
+        Ok(grant) => grant,
+        Err(error) => return context.answer(error, &headers),
+    };
     let tenant = grant.payer().tenant_id;
     let routing = worker.app.routing.load();
     let Some(route) = grant
@@ -78,15 +126,18 @@ pub(crate) async fn find(
         .then(|| routing.find_route(tenant, &id))
         .flatten()
     else {
-        return Err(model_not_found(&id));
+        return context.answer(model_not_found(&id), &headers);
     };
-    let owned_by = route.first_kind().map_or("sluice", ProviderKind::as_str);
-    Ok(json(&Model {
-        id: &id,
-        object: "model",
-        created: route.created_at().as_seconds(),
-        owned_by,
-    }))
+    let created = route.created_at().as_seconds();
+    match protocol {
+        Protocol::OpenAi => json(&Model {
+            id: &id,
+            object: "model",
+            created,
+            owned_by: route.first_kind().map_or("sluice", ProviderKind::as_str),
+        }),
+        Protocol::Anthropic => json(&AnthropicModel::new(&id, created)),
+    }
 }
 
 async fn grant_of(

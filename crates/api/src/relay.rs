@@ -2,6 +2,7 @@
 
 mod admission;
 mod in_flight;
+mod inspector;
 mod progress;
 mod read;
 mod refusal;
@@ -23,8 +24,9 @@ use sluice_domain::id::RequestId;
 use sluice_domain::key::ProxyKey;
 use sluice_domain::quota::Payer;
 use sluice_domain::record::{Caller, OpenRequest};
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::upstream::ProviderKind;
+use sluice_domain::usage::TokenUsage;
 use sluice_protocol::normal::Identity;
 use sluice_protocol::request::{
     Changes, MaxOutput, MaxOutputMember, Outline, OutlineError, outline, rewrite,
@@ -82,6 +84,9 @@ pub(crate) async fn relay(
     else {
         return Err(model_not_found(&outline.model));
     };
+    let Some(plan) = plan.speaking(endpoint.protocol()) else {
+        return Err(unsupported_protocol(&outline.model, endpoint.protocol()));
+    };
     let pinned = pinned(&head.headers, &grant.key, &plan)?;
     let model: Arc<str> = Arc::from(&*outline.model);
     // The name lives on in `model`; what is left of the outline are places in the body.
@@ -118,7 +123,10 @@ pub(crate) async fn relay(
         .map_err(|refusal| not_admitted(refusal, &account))?;
 
     let side = Arc::<SideNotes>::default();
-    let in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
+    let mut in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
+    if !endpoint.is_charged() {
+        in_flight.usage = Some(TokenUsage::default());
+    }
     let notes = Arc::clone(&side);
     let call = RelayCall {
         worker,
@@ -129,6 +137,7 @@ pub(crate) async fn relay(
         pinned,
         plan,
         endpoint,
+        is_beta: head.uri.query().is_some_and(is_beta),
         streams,
         model,
         outline,
@@ -171,6 +180,7 @@ struct RelayCall {
     pinned: Option<Box<str>>,
     plan: Arc<RoutePlan>,
     endpoint: Endpoint,
+    is_beta: bool,
     streams: bool,
     model: Arc<str>,
     outline: Outline<'static>,
@@ -209,14 +219,15 @@ impl RelayCall {
 
     async fn dispatch(&self) -> Result<UpstreamAnswer, Box<DispatchError>> {
         let app = &self.worker.app;
+        let has_stream_options = self.endpoint.protocol() == Protocol::OpenAi;
         let render = |target: &TargetInfo<'_>| {
             if !target.is_repeated {
                 self.begin_attempt(target);
             }
             let changes = Changes {
                 model: (**target.upstream_model != *self.model).then_some(&**target.upstream_model),
-                ask_for_usage: self.streams && target.takes_stream_options,
-                no_stream_options: !target.takes_stream_options,
+                ask_for_usage: self.streams && has_stream_options && target.takes_stream_options,
+                no_stream_options: has_stream_options && !target.takes_stream_options,
                 // OpenAI pads every event otherwise; other servers may not know the option.
                 no_obfuscation: self.streams && target.kind == ProviderKind::OpenAi,
                 max_output: self.max_output.map(|tokens| MaxOutput {
@@ -230,6 +241,7 @@ impl RelayCall {
         let call = Call {
             endpoint: self.endpoint,
             streams: self.streams,
+            is_beta: self.is_beta,
             model: &self.model,
             headers: &self.headers,
             payer: &self.payer,
@@ -312,6 +324,28 @@ pub(crate) fn model_not_found(model: &str) -> ApiError {
         format!("The model `{shown}` does not exist or you do not have access to it."),
     )
     .param("model")
+}
+
+/// The route leads elsewhere than where the client has called.
+fn unsupported_protocol(model: &str, spoken: Protocol) -> ApiError {
+    let shown: String = model.chars().take(200).collect();
+    let (theirs, instead) = match spoken {
+        Protocol::Anthropic => ("OpenAI", "/v1/chat/completions"),
+        Protocol::OpenAi => ("Anthropic", "/v1/messages"),
+    };
+    ApiError::new(
+        Code::UnsupportedProtocol,
+        format!(
+            "The model `{shown}` is served by providers of the {theirs} protocol only, and requests are not \
+             converted. Call {instead} for it, or ask the administrator for a route of another model."
+        ),
+    )
+    .param("model")
+}
+
+/// Returns whether a query asks for the beta form of an endpoint of the Anthropic API.
+fn is_beta(query: &str) -> bool {
+    query.split('&').any(|pair| pair == "beta=true")
 }
 
 /// The member that limits the output where the client has set none.

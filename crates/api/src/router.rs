@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use axum::Router;
 use axum::body::Body;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use axum::routing::{any, get};
+use axum::{Extension, Router};
 use http::header::{ALLOW, AUTHORIZATION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
 use http::{HeaderValue, Method, Request};
 use tower_http::cors::{AllowOrigin, CorsLayer};
@@ -14,6 +14,7 @@ use crate::app::Worker;
 use crate::config::AllowedOrigins;
 use crate::error::{ApiError, Code, RETRY_AFTER_MS, X_SHOULD_RETRY};
 use crate::relay::{ATTEMPTS, MAX_OUTPUT_TOKENS};
+use crate::server::RequestContext;
 use crate::{health, models};
 
 /// Prefixes of the inference paths: people paste base URLs with and without `/v1`, and some clients
@@ -37,6 +38,11 @@ pub(crate) fn build(worker: Arc<Worker>) -> Router {
             )
             .route(&format!("{prefix}/completions"), any(method_not_supported))
             .route(&format!("{prefix}/embeddings"), any(method_not_supported))
+            .route(&format!("{prefix}/messages"), any(method_not_supported))
+            .route(
+                &format!("{prefix}/messages/count_tokens"),
+                any(method_not_supported),
+            )
             .route(&format!("{prefix}/models"), get(models::list))
             // An id may hold slashes, raw or encoded.
             .route(&format!("{prefix}/models/{{*id}}"), get(models::find));
@@ -47,28 +53,34 @@ pub(crate) fn build(worker: Arc<Worker>) -> Router {
         .with_state(worker)
 }
 
-async fn unknown_url(request: Request<Body>) -> Response {
-    ApiError::new(
+async fn unknown_url(
+    Extension(context): Extension<RequestContext>,
+    request: Request<Body>,
+) -> Response {
+    let error = ApiError::new(
         Code::UnknownUrl,
         format!(
             "Invalid URL ({} {})",
             request.method(),
             short(request.uri().path())
         ),
-    )
-    .into_response()
+    );
+    context.answer(error, request.headers())
 }
 
-async fn method_not_supported(request: Request<Body>) -> Response {
-    let mut response = ApiError::new(
+async fn method_not_supported(
+    Extension(context): Extension<RequestContext>,
+    request: Request<Body>,
+) -> Response {
+    let error = ApiError::new(
         Code::MethodNotSupported,
         format!(
             "Not allowed to {} on {}. Perhaps you meant another HTTP method.",
             request.method(),
             short(request.uri().path())
         ),
-    )
-    .into_response();
+    );
+    let mut response = context.answer(error, request.headers());
     let allowed = if request.method() == Method::POST {
         "GET, HEAD"
     } else {
@@ -105,6 +117,7 @@ pub(crate) fn cors(origins: &AllowedOrigins) -> Option<CorsLayer> {
         HeaderName::from_static("api-key"),
         HeaderName::from_static("anthropic-version"),
         HeaderName::from_static("anthropic-beta"),
+        HeaderName::from_static("anthropic-dangerous-direct-browser-access"),
         HeaderName::from_static("openai-beta"),
         HeaderName::from_static("openai-organization"),
         HeaderName::from_static("openai-project"),

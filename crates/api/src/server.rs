@@ -14,7 +14,7 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::header::HeaderName;
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -22,7 +22,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use sluice_accounting::crash;
 use sluice_domain::id::RequestId;
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::time::UnixMillis;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, Sleep};
@@ -42,6 +42,7 @@ use crate::{relay, router};
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// The Anthropic SDKs read this name only.
 const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
+const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
 /// Pause after the system refused a connection, for instance for want of files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// How long a stream may take to hand out its last event when the process ends.
@@ -58,6 +59,24 @@ pub(crate) struct RequestContext {
     pub(crate) now: UnixMillis,
     pub(crate) started: Instant,
     pub(crate) surface: Surface,
+}
+
+impl RequestContext {
+    /// Returns the protocol of the client: that of the path, or what the client says where a path has
+    /// both. All clients of the Anthropic API say so, whichever header their key is in.
+    pub(crate) fn protocol(&self, headers: &HeaderMap) -> Protocol {
+        if headers.contains_key(ANTHROPIC_VERSION) && self.surface.endpoint().is_none() {
+            Protocol::Anthropic
+        } else {
+            self.surface.protocol()
+        }
+    }
+
+    /// Builds the answer of an error.
+    pub(crate) fn answer(&self, error: ApiError, headers: &HeaderMap) -> Response<Body> {
+        let protocol = self.protocol(headers);
+        error.into_answer(protocol, self.request_id).map(Body::new)
+    }
 }
 
 /// Accepts connections until the process drains, then waits for those that are open.
@@ -229,7 +248,13 @@ async fn answer(
         AssertUnwindSafe(relay::relay(worker, endpoint, context, request))
             .catch_unwind()
             .await
-            .map(|answer| answer.unwrap_or_else(|error| error.logged(request_id).into_answer()))
+            .map(|answer| {
+                answer.unwrap_or_else(|error| {
+                    error
+                        .logged(request_id)
+                        .into_answer(endpoint.protocol(), request_id)
+                })
+            })
     } else {
         AssertUnwindSafe(Box::pin((*service).clone().answer(context, request)))
             .catch_unwind()
@@ -241,7 +266,7 @@ async fn answer(
             Code::InternalError,
             "The relay failed by a defect of its own. Please report the request id.",
         )
-        .into_answer()
+        .into_answer(context.surface.protocol(), request_id)
     });
     if let Ok(id) = HeaderValue::from_str(request_id.encode(&mut [0; 36])) {
         response.headers_mut().insert(REQUEST_ID, id.clone());
@@ -300,7 +325,9 @@ impl Service {
             let request_id = context.request_id;
             return match relay::relay(self.worker, endpoint, context, request).await {
                 Ok(response) => response,
-                Err(error) => error.logged(request_id).into_answer(),
+                Err(error) => error
+                    .logged(request_id)
+                    .into_answer(endpoint.protocol(), request_id),
             };
         }
         let mut request = request.map(Body::new);

@@ -112,6 +112,12 @@ pub struct TokenBound {
 }
 
 impl TokenBound {
+    /// Nothing: of what is free of charge.
+    pub const ZERO: Self = Self {
+        input: 0,
+        output: 0,
+    };
+
     /// Returns the sum.
     pub fn total(self) -> i64 {
         self.input.saturating_add(self.output).clamp(0, MAX_AMOUNT)
@@ -161,7 +167,8 @@ pub struct TightBound {
     pub max_output: Option<i64>,
 }
 
-/// Makes a bound fit what is affordable, by allowing shorter answers. `input` is the counted prompt.
+/// Makes a bound fit what is affordable, by allowing shorter answers. `input` is the counted prompt,
+/// `least` what each answer must have room for at least, unless less was wanted.
 ///
 /// What is free now is used when it suffices; else what is unused at all, because what others only
 /// hold may come back. `None` when not even short answers are affordable.
@@ -169,13 +176,13 @@ pub fn tighten(
     wanted: TokenBound,
     input: i64,
     choices: i64,
-    free: i64,
-    unused: i64,
+    least: i64,
+    (free, unused): (i64, i64),
 ) -> Option<TightBound> {
     let input = input.clamp(0, wanted.input.max(0));
     let choices = choices.max(1);
     let each_wanted = wanted.output.max(0) / choices;
-    let least = LEAST_OUTPUT.min(each_wanted);
+    let least = LEAST_OUTPUT.max(least).min(each_wanted);
     let each_of = |room: i64| (room.saturating_sub(input) / choices).min(each_wanted);
     let each = [free, unused]
         .into_iter()
@@ -266,7 +273,7 @@ mod tests {
 
     #[test]
     fn answers_are_as_long_as_what_is_free_allows() {
-        let tight = tighten(WANTED, 100, 1, 600, 5_000).unwrap();
+        let tight = tighten(WANTED, 100, 1, 0, (600, 5_000)).unwrap();
         assert_eq!(
             tight.bound,
             TokenBound {
@@ -275,16 +282,31 @@ mod tests {
             }
         );
         assert_eq!(tight.max_output, Some(500));
-        let whole = tighten(WANTED, 100, 1, 100_000, 100_000).unwrap();
+        let whole = tighten(WANTED, 100, 1, 0, (100_000, 100_000)).unwrap();
         assert_eq!((whole.bound.output, whole.max_output), (16_384, None));
     }
 
     #[test]
     fn what_others_hold_may_come_back_and_what_is_used_does_not() {
-        let tight = tighten(WANTED, 100, 1, 105, 400).unwrap();
+        let tight = tighten(WANTED, 100, 1, 0, (105, 400)).unwrap();
         assert_eq!(tight.max_output, Some(300), "waits for what is held");
-        assert_eq!(tighten(WANTED, 100, 1, 0, 100 + LEAST_OUTPUT - 1), None);
-        assert_eq!(tighten(WANTED, 100, 1, -50, 50), None);
+        assert_eq!(
+            tighten(WANTED, 100, 1, 0, (0, 100 + LEAST_OUTPUT - 1)),
+            None
+        );
+        assert_eq!(tighten(WANTED, 100, 1, 0, (-50, 50)), None);
+    }
+
+    #[test]
+    fn an_answer_that_must_think_first_is_not_cut_below_that() {
+        assert_eq!(tighten(WANTED, 100, 1, 2_001, (600, 2_100)), None);
+        let waits = tighten(WANTED, 100, 1, 2_001, (600, 2_101)).unwrap();
+        assert_eq!(waits.max_output, Some(2_001));
+        let short = TokenBound {
+            input: 100,
+            output: 50,
+        };
+        assert!(tighten(short, 100, 1, 2_001, (150, 150)).is_some());
     }
 
     #[test]
@@ -293,7 +315,7 @@ mod tests {
             input: 50,
             output: 4 * 100,
         };
-        let tight = tighten(wanted, 50, 4, 250, 250).unwrap();
+        let tight = tighten(wanted, 50, 4, 0, (250, 250)).unwrap();
         assert_eq!((tight.bound.output, tight.max_output), (200, Some(50)));
     }
 
@@ -303,9 +325,9 @@ mod tests {
             input: 500,
             output: 0,
         };
-        let tight = tighten(wanted, 40, 1, 40, 40).unwrap();
+        let tight = tighten(wanted, 40, 1, 0, (40, 40)).unwrap();
         assert_eq!((tight.bound.total(), tight.max_output), (40, None));
-        assert_eq!(tighten(wanted, 40, 1, 39, 39), None);
+        assert_eq!(tighten(wanted, 40, 1, 0, (39, 39)), None);
     }
 
     proptest! {
@@ -315,11 +337,12 @@ mod tests {
             output in 0_i64..50_000,
             counted in 0_i64..6_000,
             choices in 1_i64..9,
+            least in 0_i64..2_000,
             free in -1_000_i64..60_000,
             held in 0_i64..10_000,
         ) {
             let wanted = TokenBound { input, output };
-            if let Some(tight) = tighten(wanted, counted, choices, free, free + held) {
+            if let Some(tight) = tighten(wanted, counted, choices, least, (free, free + held)) {
                 prop_assert!(tight.bound.total() <= free + held);
                 prop_assert!(tight.bound.input <= wanted.input);
                 prop_assert!(tight.bound.output <= wanted.output);

@@ -15,13 +15,28 @@ pub enum Endpoint {
     Completions,
     /// `embeddings`.
     Embeddings,
+    /// `messages` of the Anthropic API.
+    Messages,
+    /// `messages/count_tokens` of the Anthropic API: counts the input of a message, free of charge.
+    CountTokens,
 }
 
-words!(Endpoint, "chat_completions, completions, embeddings", {
+words!(Endpoint, "chat_completions, completions, embeddings, messages, count_tokens", {
     Endpoint::ChatCompletions => "chat_completions",
     Endpoint::Completions => "completions",
     Endpoint::Embeddings => "embeddings",
+    Endpoint::Messages => "messages",
+    Endpoint::CountTokens => "count_tokens",
 });
+
+/// What a client and an upstream speak; a request is relayed to upstreams that speak its protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Protocol {
+    /// The OpenAI API.
+    OpenAi,
+    /// The Anthropic API.
+    Anthropic,
+}
 
 impl Endpoint {
     /// Returns the path below the base URL.
@@ -30,12 +45,32 @@ impl Endpoint {
             Self::ChatCompletions => "/chat/completions",
             Self::Completions => "/completions",
             Self::Embeddings => "/embeddings",
+            Self::Messages => "/messages",
+            Self::CountTokens => "/messages/count_tokens",
         }
+    }
+
+    /// Returns the protocol that it belongs to.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::ChatCompletions | Self::Completions | Self::Embeddings => Protocol::OpenAi,
+            Self::Messages | Self::CountTokens => Protocol::Anthropic,
+        }
+    }
+
+    /// Returns whether a model writes something, which is paid.
+    pub const fn has_output(self) -> bool {
+        !matches!(self, Self::Embeddings | Self::CountTokens)
     }
 
     /// Returns whether the endpoint can answer as a stream.
     pub const fn can_stream(self) -> bool {
-        !matches!(self, Self::Embeddings)
+        self.has_output()
+    }
+
+    /// Returns whether its use costs something.
+    pub const fn is_charged(self) -> bool {
+        !matches!(self, Self::CountTokens)
     }
 }
 

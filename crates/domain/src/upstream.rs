@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::address::{ForbiddenAddress, check_address, check_host_name};
 use crate::id::{TenantId, UpstreamId, UpstreamKeyId};
 use crate::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
+use crate::route::Protocol;
 use crate::tenant::{EntityState, Name};
 use crate::time::UnixMillis;
 use crate::words;
@@ -34,6 +35,16 @@ words!(ProviderKind, "openai, azure, anthropic, compatible, demo", {
     ProviderKind::Compatible => "compatible",
     ProviderKind::Demo => "demo",
 });
+
+impl ProviderKind {
+    /// Returns the protocol that upstreams of this kind speak.
+    pub const fn protocol(self) -> Protocol {
+        match self {
+            Self::OpenAi | Self::Azure | Self::Compatible | Self::Demo => Protocol::OpenAi,
+            Self::Anthropic => Protocol::Anthropic,
+        }
+    }
+}
 
 /// A checked base URL: `http` or `https`, a host, no credentials, query or fragment.
 ///

@@ -6,9 +6,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use memchr::memmem;
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::usage::TokenUsage;
 
+use crate::anthropic;
 use crate::chunk::{ChunkReader, UnusualChunk};
 use crate::failure::{self, ErrorEvent};
 use crate::json::{Kind, Walker};
@@ -39,11 +40,10 @@ const NEAR_END: usize = 512;
 ///
 /// Costs some 80 ns per KiB, whatever the answer holds.
 pub fn inspect(endpoint: Endpoint, body: &[u8]) -> AnswerFacts {
-    // The endpoints that are relayed today share one envelope.
-    match endpoint {
-        Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Embeddings => {}
-    }
     let body = without_mark(body).trim_ascii_end();
+    if endpoint.protocol() == Protocol::Anthropic {
+        return anthropic::answer::inspect(body).unwrap_or_default();
+    }
     plain_facts(body)
         .or_else(|| read_facts(body).ok())
         .unwrap_or_default()
@@ -170,13 +170,17 @@ fn without_mark(body: &[u8]) -> &[u8] {
 /// Counts the output of an answer with a tokenizer; costs some 13 µs per KiB of text.
 ///
 /// # Units
-/// Tokens; zero for embeddings and for what cannot be read.
+/// Tokens; zero for what has no output, such as embeddings, and for what cannot be read.
 pub fn count_output(endpoint: Endpoint, body: &[u8]) -> i64 {
-    if endpoint == Endpoint::Embeddings {
+    if !endpoint.has_output() {
         return 0;
     }
     let mut output = OutputText::default();
     let body = without_mark(body);
+    if endpoint.protocol() == Protocol::Anthropic {
+        anthropic::answer::add_to(body, &mut output);
+        return output.count();
+    }
     let mut reader = ChunkReader::default();
     if reader.parse(body).is_some() {
         reader.add_to(&mut output);

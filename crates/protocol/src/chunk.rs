@@ -453,7 +453,7 @@ impl UnusualChunk {
 }
 
 /// Adds every text of a message, names of roles and types and identifiers aside.
-fn add_leaves(value: &Value, choice: usize, output: &mut OutputText) {
+pub(crate) fn add_leaves(value: &Value, choice: usize, output: &mut OutputText) {
     match value {
         Value::String(text) => output.add(choice, text),
         Value::Array(list) => list

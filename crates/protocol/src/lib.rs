@@ -10,7 +10,7 @@
 //! out of frames), [`normal`] (what other servers write differently), [`stream`] (what passes, what
 //! is read, how it ends), [`answer`] (the same for
 //! answers in one piece), [`output`] (text kept for counting), [`tokens`] (counting), [`failure`]
-//! (what upstreams say went wrong). Below them: `scan` finds strings and brackets 64 bytes at a
+//! (what upstreams say went wrong), [`anthropic`] (all of it once more for the Anthropic API). Below them: `scan` finds strings and brackets 64 bytes at a
 //! time, `json` walks one level of JSON on it, `chunk` and `usage` know the shapes of providers.
 //!
 //! To act upon one more member of a request, add a variant to `request::key::Field`, name it in the list
@@ -57,3 +57,5 @@ pub mod output;
 pub mod tokens;
 
 pub mod failure;
+
+pub mod anthropic;

@@ -403,7 +403,7 @@ pub fn normalize_answer(endpoint: Endpoint, body: &[u8], identity: &Identity) ->
     let is_chat = match endpoint {
         Endpoint::ChatCompletions => true,
         Endpoint::Completions => false,
-        Endpoint::Embeddings => return None,
+        Endpoint::Embeddings | Endpoint::Messages | Endpoint::CountTokens => return None,
     };
     let mut answer = str::from_utf8(body).ok().and_then(Object::parse)?;
     let choices = answer.read("choices").and_then(elements);

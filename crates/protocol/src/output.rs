@@ -61,13 +61,21 @@ impl OutputText {
         remaining.fold(self.counted, i64::saturating_add)
     }
 
-    /// Adds text to one choice.
+    /// Adds text to one choice: a piece as the model made it, which is whole tokens.
     #[inline]
     pub(crate) fn add(&mut self, choice: usize, text: &str) {
+        if !text.is_empty() {
+            self.pieces += 1;
+            self.add_cut(choice, text);
+        }
+    }
+
+    /// Adds text that may have been cut anywhere.
+    #[inline]
+    pub(crate) fn add_cut(&mut self, choice: usize, text: &str) {
         if text.is_empty() {
             return;
         }
-        self.pieces += 1;
         self.bytes = self
             .bytes
             .saturating_add(i64::try_from(text.len()).unwrap_or(i64::MAX));

@@ -10,12 +10,13 @@ use bytes::Bytes;
 use memchr::memmem::Finder;
 use sluice_domain::route::Endpoint;
 
+use crate::anthropic;
 use crate::json::{Kind, Member, Value, Walker, quote};
 use crate::scan::Malformed;
 
 mod key;
 
-use key::{Field, Keys, STREAM_OPTIONS_FIELDS};
+use key::{Field, Keys, STREAM_OPTIONS_FIELDS, THINKING_FIELDS};
 
 /// Longest model name that is accepted, in bytes.
 pub const MAX_MODEL_BYTES: usize = 200;
@@ -42,6 +43,9 @@ pub struct Outline<'a> {
     pub max_output_tokens: Option<i64>,
     /// Where the values of `max_tokens` and `max_completion_tokens` stand, where they are there.
     pub max_tokens_ranges: [Option<Range<usize>>; 2],
+    /// Fewer tokens of output than this are refused by the provider: a message must have room beyond
+    /// what it may spend on thinking.
+    pub least_output_tokens: i64,
     /// How many answers are generated at most, at least 1: `n`, for `completions` the larger one of
     /// `n` and `best_of` times the number of prompts.
     pub choices: i64,
@@ -180,6 +184,7 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
     let mut max_tokens_ranges = [None, None];
     let (mut n, mut best_of, mut prompts) = (1, 1, 1);
     let mut wants_base64 = false;
+    let mut least_output_tokens = 0;
 
     let mut behind = insert_at;
     while let Some(Member { key, value }) = walker.next_member()? {
@@ -203,9 +208,13 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
             Field::BestOf => best_of = field.count(&value)?,
             Field::Prompt => prompts = count_prompts(&value)?,
             Field::EncodingFormat => wants_base64 = reads_base64(&value)?,
-            // Members of `stream_options` only.
-            Field::IncludeUsage | Field::IncludeObfuscation => {}
+            Field::Thinking => least_output_tokens = least_beyond_thinking(&value)?,
+            // Members of other members only.
+            Field::IncludeUsage | Field::IncludeObfuscation | Field::BudgetTokens => {}
         }
+    }
+    if endpoint == Endpoint::Messages && max_tokens.is_none() {
+        return Err(OutlineError::Missing("max_tokens"));
     }
 
     let Some((model, model_range)) = model else {
@@ -218,6 +227,7 @@ pub fn outline(body: &[u8], endpoint: Endpoint) -> Result<Outline<'_>, OutlineEr
         stream_options,
         max_tokens_ranges,
         max_output_tokens: larger_bound([max_tokens, max_completion_tokens]),
+        least_output_tokens,
         choices: n.max(best_of).saturating_mul(prompts),
         wants_base64,
         insert_at,
@@ -311,6 +321,28 @@ fn reads_base64(value: &Value<'_>) -> Result<bool, OutlineError> {
     }
 }
 
+/// Returns the least output that `thinking` of a message leaves room for.
+///
+/// What has another form is for the upstream to refuse.
+fn least_beyond_thinking(value: &Value<'_>) -> Result<i64, OutlineError> {
+    if value.kind != Kind::Object {
+        return Ok(0);
+    }
+    let shift = |malformed: Malformed| OutlineError::Malformed {
+        at: value.start + malformed.at,
+        reason: malformed.reason,
+    };
+    let mut walker = Walker::object(value.raw, 1).map_err(shift)?;
+    let mut keys = Keys::new(&THINKING_FIELDS);
+    let mut budget = None;
+    while let Some(Member { key, value }) = walker.next_member().map_err(shift)? {
+        if keys.recognize(&key)?.is_some() {
+            budget = value.as_integer();
+        }
+    }
+    Ok(budget.map_or(0, |budget| budget.max(0).saturating_add(1)))
+}
+
 /// Returns how many prompts a `completions` request has: a list of numbers is one.
 fn count_prompts(value: &Value<'_>) -> Result<i64, OutlineError> {
     if value.kind != Kind::Array {
@@ -339,8 +371,11 @@ fn count_prompts(value: &Value<'_>) -> Result<i64, OutlineError> {
 pub fn refers_elsewhere(body: &[u8], endpoint: Endpoint) -> bool {
     static MEMBERS: LazyLock<[Finder<'static>; 2]> =
         LazyLock::new(|| ["\"image_url\"", "\"file_id\""].map(Finder::new));
-    endpoint == Endpoint::ChatCompletions
-        && MEMBERS.iter().any(|member| member.find(body).is_some())
+    match endpoint {
+        Endpoint::ChatCompletions => MEMBERS.iter().any(|member| member.find(body).is_some()),
+        Endpoint::Messages => anthropic::prompt::refers_elsewhere(body),
+        Endpoint::Completions | Endpoint::Embeddings | Endpoint::CountTokens => false,
+    }
 }
 
 /// What is changed in a request before it is sent on.

@@ -1,5 +1,7 @@
 //! Streams on their way through: what is forwarded, what is read, how they end.
 
+use std::ops::Range;
+
 use bytes::{Bytes, BytesMut};
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::TokenUsage;
@@ -54,18 +56,20 @@ pub struct StreamStep {
 /// How a stream said that it ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StreamEnding {
-    /// With `[DONE]`, which is the last that is forwarded.
+    /// With its terminal event, which is the last that is forwarded.
     Done,
     /// With an error, which is not forwarded.
     Failed(ErrorEvent),
+    /// With an error that a client understands; it is the last that is forwarded.
+    FailedInItsWords,
 }
 
 /// What the end of the bytes means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StreamFinish {
-    /// `[DONE]` was seen and forwarded.
+    /// The terminal event was seen and forwarded.
     Complete,
-    /// Everything came but `[DONE]`, which is left to the caller to send.
+    /// Everything came but the terminal event, which is left to the caller to send.
     CompleteWithoutDone,
     /// The answer is cut, or ended with an error.
     Truncated,
@@ -381,7 +385,7 @@ fn is_only_comments(rest: &[u8]) -> bool {
 }
 
 /// Gathers what is forwarded of a frame; copies only when there are gaps.
-struct Forward<'a> {
+pub(crate) struct Forward<'a> {
     whole: &'a Bytes,
     /// The last run of events that stand next to each other.
     start: usize,
@@ -391,7 +395,7 @@ struct Forward<'a> {
 }
 
 impl<'a> Forward<'a> {
-    fn new(whole: &'a Bytes) -> Self {
+    pub(crate) fn new(whole: &'a Bytes) -> Self {
         Self {
             whole,
             start: 0,
@@ -401,18 +405,12 @@ impl<'a> Forward<'a> {
     }
 
     fn keep(&mut self, event: &Event<'_>) {
-        if event.is_clean && self.start == self.end && self.copied.is_empty() {
-            (self.start, self.end) = (event.range.start, event.range.end);
-        } else if event.is_clean && self.end == event.range.start {
-            self.end = event.range.end;
+        if event.is_clean {
+            self.keep_as_it_is(event);
         } else {
             self.copy_run();
             let bytes = self.whole.get(event.range.clone()).unwrap_or_default();
-            if event.is_clean {
-                self.copied.extend_from_slice(bytes);
-            } else {
-                write_clean(bytes, &mut self.copied);
-            }
+            write_clean(bytes, &mut self.copied);
         }
     }
 
@@ -424,13 +422,47 @@ impl<'a> Forward<'a> {
         }
     }
 
+    /// Keeps an event with all of its lines.
+    pub(crate) fn keep_as_it_is(&mut self, event: &Event<'_>) {
+        let Range { start, end } = event.range;
+        if self.ends_in_return(event) {
+            self.keep_behind(b"", event);
+        } else if self.start == self.end && self.copied.is_empty() {
+            (self.start, self.end) = (start, end);
+        } else if self.end == start {
+            self.end = end;
+        } else {
+            self.copy_run();
+            let bytes = self.whole.get(start..end).unwrap_or_default();
+            self.copied.extend_from_slice(bytes);
+        }
+    }
+
+    /// Keeps an event with a line before it.
+    pub(crate) fn keep_behind(&mut self, line: &[u8], event: &Event<'_>) {
+        self.copy_run();
+        self.copied.extend_from_slice(line);
+        let bytes = self.whole.get(event.range.clone()).unwrap_or_default();
+        self.copied.extend_from_slice(bytes);
+        if self.ends_in_return(event) {
+            self.copied.extend_from_slice(b"\n");
+        }
+    }
+
+    /// Returns whether a line feed may belong to the end of an event that is in the next frame; it is
+    /// left out there.
+    fn ends_in_return(&self, event: &Event<'_>) -> bool {
+        let last = event.range.end.checked_sub(1);
+        last.and_then(|last| self.whole.get(last)) == Some(&b'\r')
+    }
+
     fn copy_run(&mut self) {
         let run = self.whole.get(self.start..self.end).unwrap_or_default();
         self.copied.extend_from_slice(run);
         (self.start, self.end) = (0, 0);
     }
 
-    fn finish(mut self) -> Bytes {
+    pub(crate) fn finish(mut self) -> Bytes {
         if self.copied.is_empty() {
             return self.whole.slice(self.start..self.end);
         }

@@ -9,6 +9,7 @@ use bpe_openai::Tokenizer;
 use serde_json::Value;
 use sluice_domain::route::Endpoint;
 
+use crate::anthropic;
 use crate::json::{Kind, Member, Walker};
 
 /// Tokens around each message of a chat.
@@ -101,7 +102,7 @@ pub fn count_text(text: &str) -> i64 {
 /// Counts the input of a request by the encoding of its model.
 ///
 /// For chats that is OpenAI's published formula; tools and schemas count as their JSON text, images
-/// a flat number by their detail. A body that cannot be read counts as text.
+/// a flat number by their detail. For messages it is an estimate: their tokenizer is not public. A body that cannot be read counts as text.
 ///
 /// # Units
 /// Tokens.
@@ -121,6 +122,7 @@ pub fn count_prompt(endpoint: Endpoint, model: &str, body: &[u8]) -> i64 {
             sum(parts)
         }
         Endpoint::Embeddings => count_input(encoding, request.get("input")),
+        Endpoint::Messages | Endpoint::CountTokens => anthropic::prompt::count(encoding, &request),
     }
 }
 

@@ -47,9 +47,9 @@ struct CompletionDetails {
 }
 
 /// A number of tokens; absent when `null` or not there.
-#[derive(Clone, Copy, Default)]
-#[cfg_attr(test, derive(Debug, PartialEq, Eq))]
-struct Count(Option<i64>);
+#[derive(Debug, Clone, Copy, Default)]
+#[cfg_attr(test, derive(PartialEq, Eq))]
+pub(crate) struct Count(pub(crate) Option<i64>);
 
 impl<'de> Deserialize<'de> for Count {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

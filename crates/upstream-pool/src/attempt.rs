@@ -217,7 +217,7 @@ impl<'a> Attempt<'a> {
         );
         let mut request = Request::new(body);
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = address.uri(self.call.endpoint, self.lane.model)?;
+        *request.uri_mut() = address.uri(self.call.endpoint, self.call.is_beta, self.lane.model)?;
         *request.headers_mut() = headers;
         Some(request)
     }

@@ -59,7 +59,8 @@ pub(crate) fn answer(
     let request = DemoRequest::read(call.endpoint, body).map_err(refuse)?;
     let is_chat = match call.endpoint {
         Endpoint::ChatCompletions => true,
-        Endpoint::Completions => false,
+        // Messages were refused when they were read: none is routed here.
+        Endpoint::Completions | Endpoint::Messages | Endpoint::CountTokens => false,
         Endpoint::Embeddings => {
             let answer = embedding::answer(&request, target.upstream_model).map_err(refuse)?;
             return Ok(document(&answer));

@@ -57,6 +57,8 @@ pub struct Call<'a> {
     pub endpoint: Endpoint,
     /// Whether the client asked for a stream.
     pub streams: bool,
+    /// Whether the client called the endpoint of the Anthropic API with `beta=true`.
+    pub is_beta: bool,
     /// The model that the client asked for.
     pub model: &'a Arc<str>,
     /// The client's headers; only a short allow-list of them is passed on.

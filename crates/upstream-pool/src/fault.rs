@@ -42,7 +42,10 @@ pub(crate) fn read_fault(body: &[u8]) -> Option<ProviderFault> {
                 .map(|d| text(Some(d)).unwrap_or_else(|| d.to_string()))
         }),
         kind: text(object.get("type")),
-        code: text(object.get("code")).or_else(|| inner.and_then(|inner| text(inner.get("code")))),
+        // Anthropic keeps the stable word for the cause in the details.
+        code: text(object.get("code"))
+            .or_else(|| text(inner?.get("code")))
+            .or_else(|| text(object.get("details")?.get("error_code"))),
         param: text(object.get("param")),
     })
 }
@@ -122,6 +125,9 @@ pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorCla
     {
         return (status, classify_status(status, Some(fault)));
     }
+    if let Some(status) = fault.kind.as_deref().and_then(status_of_kind) {
+        return (status, classify_status(status, Some(fault)));
+    }
     let class = classify_words(fault).unwrap_or_else(|| {
         let words = [fault.code.as_deref(), fault.kind.as_deref()];
         let says = |word: &str| words.contains(&Some(word));
@@ -144,6 +150,24 @@ pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorCla
     (status, class)
 }
 
+/// Returns the status that Anthropic answers with a kind of error. Words that others use too are left
+/// out.
+fn status_of_kind(kind: &str) -> Option<StatusCode> {
+    let status = match kind {
+        "authentication_error" => 401,
+        "billing_error" => 402,
+        "permission_error" => 403,
+        "not_found_error" => 404,
+        "request_too_large" => 413,
+        "rate_limit_error" => 429,
+        "api_error" => 500,
+        "timeout_error" => 504,
+        "overloaded_error" => 529,
+        _ => return None,
+    };
+    StatusCode::from_u16(status).ok()
+}
+
 /// Classifies by the words that decide whatever the status is.
 fn classify_words(fault: &ProviderFault) -> Option<ErrorClass> {
     [fault.code.as_deref(), fault.kind.as_deref()]
@@ -155,7 +179,9 @@ fn classify_words(fault: &ProviderFault) -> Option<ErrorClass> {
                 | "credit_balance_exhausted"
                 | "billing_hard_limit_reached"
                 | "billing_not_active"
-                | "insufficient_balance" => ErrorClass::Funds,
+                | "insufficient_balance"
+                | "enforced_spend_limit_reached"
+                | "billing_error" => ErrorClass::Funds,
                 "invalid_api_key" | "authentication_error" => ErrorClass::Auth,
                 "context_length_exceeded" => ErrorClass::ContextLength,
                 "content_filter" | "content_policy_violation" | "ResponsibleAIPolicyViolation" => {
@@ -205,6 +231,9 @@ mod tests {
         let quota =
             r#"{"error":{"message":"m","type":"insufficient_quota","code":"insufficient_quota"}}"#;
         assert_eq!(class(429, quota), ErrorClass::Funds);
+        let spent = r#"{"type":"error","error":{"type":"rate_limit_error","message":"m",
+            "details":{"error_code":"enforced_spend_limit_reached"}}}"#;
+        assert_eq!(class(429, spent), ErrorClass::Funds);
         assert_eq!(
             class(403, r#"{"error":{"code":"content_filter"}}"#),
             ErrorClass::CallerFault
@@ -353,5 +382,20 @@ mod tests {
             status(r#"{"error":"overloaded"}"#),
             (500, ErrorClass::Status)
         );
+        for (kind, expected) in [
+            ("invalid_request_error", (400, ErrorClass::CallerFault)),
+            ("authentication_error", (401, ErrorClass::Auth)),
+            ("billing_error", (402, ErrorClass::Funds)),
+            ("permission_error", (403, ErrorClass::Auth)),
+            ("not_found_error", (404, ErrorClass::CallerFault)),
+            ("request_too_large", (413, ErrorClass::CallerFault)),
+            ("rate_limit_error", (429, ErrorClass::RateLimited)),
+            ("api_error", (500, ErrorClass::Status)),
+            ("timeout_error", (504, ErrorClass::Status)),
+            ("overloaded_error", (529, ErrorClass::Status)),
+        ] {
+            let event = format!(r#"{{"type":"error","error":{{"type":"{kind}","message":"m"}}}}"#);
+            assert_eq!(status(&event), expected, "{kind}");
+        }
     }
 }

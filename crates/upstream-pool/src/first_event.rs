@@ -1,4 +1,4 @@
-//! Waits for the first event of a stream: bytes that hold data, not a comment.
+//! Waits for the first event of a stream: bytes that hold data, not a comment and not a ping.
 
 use std::ops::Range;
 
@@ -28,8 +28,8 @@ pub(crate) struct FirstEvent {
 
 /// Collects chunks until they hold an event with data.
 ///
-/// Comments, blank lines, events without data and a byte order mark before it are dropped: they
-/// say nothing to a client, and some of them make clients fail. So memory is bounded by one event,
+/// Comments, blank lines, pings, events without data and a byte order mark before it are dropped:
+/// they say nothing to a client, and some of them make clients fail. So memory is bounded by one event,
 /// however long a provider sends comments. Chunk boundaries do not matter, and a chunk that holds
 /// the whole event is not copied.
 #[derive(Debug)]
@@ -46,6 +46,7 @@ struct Scan {
     /// Everything before it was searched for the end of the line.
     position: usize,
     has_data: bool,
+    is_ping: bool,
     is_past_mark: bool,
 }
 
@@ -100,7 +101,7 @@ impl FirstEventScanner {
         let event = event(&bytes, whole);
         let is_whole =
             &*event.data == b"[DONE]" || serde_json::from_slice::<IgnoredAny>(&event.data).is_ok();
-        is_whole.then_some(event)
+        (is_whole && !self.scan.is_ping).then_some(event)
     }
 }
 
@@ -135,9 +136,11 @@ impl Scan {
             };
             let line = bytes.get(self.line_start..end).unwrap_or_default();
             if line.is_empty() {
-                if self.has_data {
+                let is_event = self.has_data && !self.is_ping;
+                if is_event {
                     return Some(next);
                 }
+                (self.has_data, self.is_ping) = (false, false);
                 self.event_start = next;
             } else if line.starts_with(b":") {
                 if self.line_start == self.event_start {
@@ -145,6 +148,9 @@ impl Scan {
                 }
             } else {
                 self.has_data |= field(line, b"data").is_some_and(|value| !value.is_empty());
+                if let Some(name) = field(line, b"event") {
+                    self.is_ping = name == b"ping";
+                }
             }
             self.line_start = next;
             self.position = next;
@@ -224,6 +230,13 @@ mod tests {
     }
 
     #[test]
+    fn a_ping_is_not_an_event_whatever_its_data() {
+        assert_eq!(data_of("event: ping\ndata: {\"type\": \"ping\"}\n\n"), None);
+        let text = "event: ping\ndata: {}\n\ndata:\n\nevent: message_start\ndata: {\"a\":1}\n\n";
+        assert_eq!(data_of(text).as_deref(), Some("{\"a\":1}"));
+    }
+
+    #[test]
     fn everything_from_the_event_on_is_kept_and_nothing_before_it() {
         let (event, _) = feed(
             b"\xEF\xBB\xBF: x\n\ndata:\n\ndata: 1\n\ndata: 2\n\nda",
@@ -277,7 +290,7 @@ mod tests {
         #[test]
         fn chunk_boundaries_do_not_matter(
             pieces in prop::collection::vec(prop::sample::select(vec![
-                ": c\n\n", ":\n", "\n", "\r\n", "data:\n\n", "event: x\n", "event: x\r\n\r\n",
+                ": c\n\n", ":\n", "\n", "\r\n", "data:\n\n", "event: x\n", "event: x\r\n\r\n", "event: ping\n",
                 "data: {\"a\":1}\n", "data: {\"b\":2}\r\n", "data: [DONE]\n\n", "id: 7\n", "\r", "data",
             ]), 0..12),
             mark in any::<bool>(),

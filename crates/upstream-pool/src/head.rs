@@ -4,12 +4,24 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
     HeaderValue, RETRY_AFTER, USER_AGENT,
 };
+use sluice_domain::route::Protocol;
 
 /// The headers of a client that an upstream gets to see.
 ///
 /// All others stay: credentials, cookies, organization and project (the operator's key decides),
 /// addresses of proxies, trace contexts, what SDKs tell about their machine.
 static FORWARDED: [HeaderName; 1] = [HeaderName::from_static("openai-beta")];
+
+/// All that begin so are passed on to upstreams that speak the Anthropic protocol, known or not:
+/// versions and betas belong to members of the body, and a request with one half of such a pair is
+/// refused.
+const ANTHROPIC_PREFIX: &str = "anthropic-";
+
+/// The version of the API that a request is written for.
+pub(crate) const ANTHROPIC_VERSION: HeaderName = HeaderName::from_static("anthropic-version");
+
+/// The version for a client that names none; without one Anthropic refuses.
+pub(crate) const OLDEST_VERSION: HeaderValue = HeaderValue::from_static("2023-06-01");
 
 /// The headers of an answer that are let through, beside those that begin with
 /// [`LIMIT_PREFIX`].
@@ -23,10 +35,14 @@ static LET_THROUGH: [HeaderName; 5] = [
 
 const LIMIT_PREFIX: &str = "x-ratelimit-";
 
-/// Where providers put their own request id: the first that is there. The second one is Azure's,
-/// whose support asks for it.
-static REQUEST_IDS: [HeaderName; 2] = [
+/// Anthropic's limits, which tell how long a key has to rest.
+const ANTHROPIC_LIMIT_PREFIX: &str = "anthropic-ratelimit-";
+
+/// Where providers put their own request id: the first that is there. The second one is Anthropic's,
+/// the third one Azure's, whose support asks for it.
+static REQUEST_IDS: [HeaderName; 3] = [
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("request-id"),
     HeaderName::from_static("apim-request-id"),
 ];
 
@@ -40,6 +56,7 @@ const IDENTITY: HeaderValue = HeaderValue::from_static("identity");
 pub(crate) struct PreparedHeaders {
     for_document: HeaderMap,
     for_stream: HeaderMap,
+    is_anthropic: bool,
 }
 
 impl PreparedHeaders {
@@ -61,6 +78,15 @@ impl PreparedHeaders {
         Self {
             for_document: headers,
             for_stream,
+            is_anthropic: false,
+        }
+    }
+
+    /// Says which headers of clients are passed on: those of a protocol.
+    pub(crate) fn passing(self, protocol: Protocol) -> Self {
+        Self {
+            is_anthropic: protocol == Protocol::Anthropic,
+            ..self
         }
     }
 
@@ -78,6 +104,10 @@ impl PreparedHeaders {
         };
         let mut headers = prepared.clone();
         headers.insert(USER_AGENT, user_agent.clone());
+        if self.is_anthropic {
+            pass_anthropic(from_client, &mut headers);
+            return headers;
+        }
         for name in &FORWARDED {
             for value in from_client.get_all(name) {
                 headers.append(name.clone(), value.clone());
@@ -92,12 +122,23 @@ impl PreparedHeaders {
     }
 }
 
+fn pass_anthropic(from_client: &HeaderMap, headers: &mut HeaderMap) {
+    for (name, value) in from_client {
+        if name.as_str().starts_with(ANTHROPIC_PREFIX) {
+            headers.append(name.clone(), value.clone());
+        }
+    }
+    headers.entry(ANTHROPIC_VERSION).or_insert(OLDEST_VERSION);
+}
+
 /// Returns whether somebody reads a header of an answer, by its name in whichever case.
 pub(crate) fn is_of_interest(name: &str) -> bool {
-    let is_limit = name
-        .get(..LIMIT_PREFIX.len())
-        .is_some_and(|prefix| prefix.eq_ignore_ascii_case(LIMIT_PREFIX));
-    is_limit
+    let is_limit = |prefix: &str| {
+        name.get(..prefix.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(prefix))
+    };
+    is_limit(LIMIT_PREFIX)
+        || is_limit(ANTHROPIC_LIMIT_PREFIX)
         || LET_THROUGH
             .iter()
             .chain(&REQUEST_IDS)
@@ -207,15 +248,46 @@ mod tests {
     }
 
     #[test]
+    fn an_anthropic_upstream_gets_every_header_of_that_name_and_a_version() {
+        let host = HeaderValue::from_static("api.anthropic.com");
+        let prepared = PreparedHeaders::new(&host, None).passing(Protocol::Anthropic);
+        let agent = HeaderValue::from_static("sluice");
+        let mut from_client = headers(&[
+            ("anthropic-version", "2026-10-21"),
+            ("anthropic-beta", "a,b"),
+            ("anthropic-thing-to-come", "1"),
+            ("openai-beta", "x"),
+            ("x-api-key", "sk-client"),
+            ("x-stainless-lang", "python"),
+        ]);
+        from_client.append("anthropic-beta", HeaderValue::from_static("c"));
+        let sent = prepared.of_request(&agent, true, &from_client);
+        assert_eq!(sent["anthropic-version"], "2026-10-21");
+        let betas: Vec<_> = sent.get_all("anthropic-beta").iter().collect();
+        assert_eq!(betas, ["a,b", "c"]);
+        assert_eq!(sent["anthropic-thing-to-come"], "1");
+        for name in ["openai-beta", "x-api-key", "x-stainless-lang"] {
+            assert!(!sent.contains_key(name), "{name}");
+        }
+        let sent = prepared.of_request(&agent, false, &HeaderMap::new());
+        assert_eq!(sent["anthropic-version"], "2023-06-01");
+        let others = PreparedHeaders::new(&host, None);
+        let sent = others.of_request(&agent, false, &from_client);
+        assert!(!sent.contains_key("anthropic-version") && sent.contains_key("openai-beta"));
+    }
+
+    #[test]
     fn whatever_is_read_or_let_through_is_of_interest() {
         for name in [
             "Content-Type",
             "content-encoding",
             "X-Request-Id",
+            "Request-Id",
             "retry-after",
             "RETRY-AFTER-MS",
             "openai-processing-ms",
             "X-RateLimit-Remaining-Tokens",
+            "Anthropic-RateLimit-Tokens-Reset",
         ] {
             assert!(is_of_interest(name), "{name}");
         }

@@ -15,6 +15,7 @@ use crate::client::{ExchangeError, Origin, Patience, Reply};
 use crate::dispatch::Dispatcher;
 use crate::error::{Cause, ErrorClass};
 use crate::fault::read_fault;
+use crate::head::{ANTHROPIC_VERSION, OLDEST_VERSION};
 use crate::routing::upstream::{credential, model_list};
 
 /// The whole probe takes no longer.
@@ -38,9 +39,6 @@ pub struct ProbeReport {
 /// An upstream did not answer as it should. The texts are for the person who set it up.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// This release cannot probe this kind.
-    #[error("this release cannot reach upstreams of kind `{0}`")]
-    UnsupportedKind(ProviderKind),
     /// There is no base URL, or it cannot be put into a request.
     #[error("the upstream has no usable base URL")]
     NoBaseUrl,
@@ -111,6 +109,7 @@ pub enum ProbeError {
 fn advice(kind: ProviderKind) -> &'static str {
     match kind {
         ProviderKind::Azure => "check the name of the resource and the API version",
+        ProviderKind::Anthropic => "check the base URL",
         _ => "the base URL often ends in /v1",
     }
 }
@@ -151,15 +150,15 @@ impl Dispatcher {
         key: Option<&SecretString>,
     ) -> Result<ProbeReport, ProbeError> {
         match upstream.kind {
-            ProviderKind::OpenAi | ProviderKind::Azure | ProviderKind::Compatible => {}
+            ProviderKind::OpenAi
+            | ProviderKind::Azure
+            | ProviderKind::Anthropic
+            | ProviderKind::Compatible => {}
             ProviderKind::Demo => {
                 return Ok(ProbeReport {
                     models: vec!["demo".to_owned()],
                     took: Duration::ZERO,
                 });
-            }
-            kind @ ProviderKind::Anthropic => {
-                return Err(ProbeError::UnsupportedKind(kind));
             }
         }
         let base = upstream.base_url.as_ref().ok_or(ProbeError::NoBaseUrl)?;
@@ -197,6 +196,9 @@ impl Dispatcher {
         if let Some(key) = key {
             let (name, value) = credential(upstream.kind, key).ok_or(ProbeError::UnusableKey)?;
             headers.insert(name, value);
+        }
+        if upstream.kind == ProviderKind::Anthropic {
+            headers.insert(ANTHROPIC_VERSION, OLDEST_VERSION);
         }
         let mut request = Request::new(Bytes::new());
         *request.method_mut() = Method::GET;

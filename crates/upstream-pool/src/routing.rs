@@ -23,7 +23,7 @@ use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId};
 use sluice_domain::route::Route;
 use sluice_domain::tenant::EntityState;
-use sluice_domain::upstream::{ProviderKind, Upstream, UpstreamKey};
+use sluice_domain::upstream::{Upstream, UpstreamKey};
 
 pub(crate) use self::plan::Lane;
 pub use self::plan::{RoutePlan, TargetInfo};
@@ -124,14 +124,6 @@ pub enum RoutingProblem {
         upstream: String,
         /// The name of the upstream key.
         key: String,
-    },
-    /// This release cannot relay to upstreams of this kind.
-    #[error("upstream `{upstream}` is of kind `{kind}`, which this release cannot relay to")]
-    UnsupportedKind {
-        /// The name of the upstream.
-        upstream: String,
-        /// Its kind.
-        kind: ProviderKind,
     },
 }
 

@@ -117,6 +117,8 @@ codes! {
         Endpoint::ChatCompletions = 1,
         Endpoint::Completions = 2,
         Endpoint::Embeddings = 3,
+        Endpoint::Messages = 4,
+        Endpoint::CountTokens = 5,
     }
     ending: Ending {
         Ending::Finished = 1,

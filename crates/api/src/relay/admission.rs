@@ -8,7 +8,7 @@ use sluice_accounting::{Account, Hold, NoRoom, Patience, Refusal, Refused};
 use sluice_domain::bound::{RequestSize, TokenBound, tighten, token_bound};
 use sluice_domain::quota::{Amounts, HoldTerms, ScopeKind, ScopeSet};
 use sluice_domain::record::{OpenRequest, UsageRecord};
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_protocol::request::{Outline, refers_elsewhere};
 use sluice_protocol::tokens;
 use sluice_upstream_pool::RoutePlan;
@@ -24,18 +24,39 @@ const HELD_PAUSE: Duration = Duration::from_secs(1);
 /// A text of this many bytes has about one token, in an estimate that nobody is charged by before it
 /// was dispatched.
 const BYTES_PER_TOKEN: i64 = 4;
-/// What the tokens of a prompt, counted exactly, may differ from what the provider counts: its
-/// template.
+
+/// What the tokens of a prompt that were counted here may differ from what the provider counts.
 ///
 /// # Units
 /// Parts per thousand, and tokens.
-const COUNT_MARGIN_PER_MILLE: i64 = 20;
-const COUNT_MARGIN: i64 = 4;
+struct CountMargin {
+    per_mille: i64,
+    flat: i64,
+}
+
+impl CountMargin {
+    const fn of(endpoint: Endpoint) -> Self {
+        match endpoint.protocol() {
+            // Counted by the same tokenizer: the rest is its template.
+            Protocol::OpenAi => Self {
+                per_mille: 20,
+                flat: 4,
+            },
+            // Counted by another one; and some hundred tokens stand before the tools.
+            Protocol::Anthropic => Self {
+                per_mille: 600,
+                flat: 600,
+            },
+        }
+    }
+}
 
 /// The bound of one request, and what was made of it.
 pub(super) struct Admission {
     size: RequestSize,
     bound: TokenBound,
+    /// Fewer tokens of output than this cannot be asked for.
+    least_output: i64,
     max_output: Option<i64>,
 }
 
@@ -51,12 +72,18 @@ impl Admission {
             body_bytes: body.len(),
             max_output: outline.max_output_tokens,
             choices: outline.choices,
-            has_output: endpoint != Endpoint::Embeddings,
+            has_output: endpoint.has_output(),
             refers_elsewhere: refers_elsewhere(body, endpoint),
+        };
+        let bound = if endpoint.is_charged() {
+            token_bound(&plan.bound_profile(model), &size)
+        } else {
+            TokenBound::ZERO
         };
         Self {
             size,
-            bound: token_bound(&plan.bound_profile(model), &size),
+            bound,
+            least_output: outline.least_output_tokens,
             max_output: None,
         }
     }
@@ -153,11 +180,13 @@ impl Admission {
             tokio::task::spawn_blocking(move || tokens::count_prompt(endpoint, &model, &body))
                 .await;
         let Ok(counted) = counted else { return false };
+        let CountMargin { per_mille, flat } = CountMargin::of(endpoint);
         let input = counted
-            .saturating_add(counted / 1_000 * COUNT_MARGIN_PER_MILLE)
-            .saturating_add(counted % 1_000 * COUNT_MARGIN_PER_MILLE / 1_000)
-            .saturating_add(COUNT_MARGIN);
-        match tighten(self.bound, input, self.size.choices, free, unused) {
+            .saturating_add(counted / 1_000 * per_mille)
+            .saturating_add(counted % 1_000 * per_mille / 1_000)
+            .saturating_add(flat);
+        let (choices, least) = (self.size.choices, self.least_output);
+        match tighten(self.bound, input, choices, least, (free, unused)) {
             Some(tight) => {
                 self.bound = tight.bound;
                 self.max_output = tight.max_output;

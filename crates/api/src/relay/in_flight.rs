@@ -140,6 +140,9 @@ pub(crate) struct InFlight {
     pub(crate) slot: Option<UpstreamSlot>,
     /// What the provider reported.
     pub(crate) usage: Option<TokenUsage>,
+    /// What the provider had reported of an answer that did not come to its end: its input is known,
+    /// its output is at least this.
+    pub(crate) usage_so_far: Option<TokenUsage>,
     /// What was relayed.
     pub(crate) output: Output,
     /// Whether a stream was read to its end after its client had left.
@@ -166,6 +169,7 @@ impl InFlight {
             attempts: Attempts::new(),
             slot: None,
             usage: None,
+            usage_so_far: None,
             output: Output::None,
             is_drained: false,
         }
@@ -294,6 +298,7 @@ impl InFlight {
         } else {
             std::mem::take(&mut self.output)
         };
+        let known = self.usage_so_far;
         let metrics = Arc::clone(&self.app.metrics);
         let (counted, booked) = oneshot::channel();
         self.app.control.spawn_blocking(move || {
@@ -302,12 +307,16 @@ impl InFlight {
                     .attempts
                     .last()
                     .map_or(&*open.requested_model, |a| &*a.upstream_model);
-                end.usage.input = tokens::count_prompt(open.endpoint, model, &request);
-                end.usage.output = match &output {
+                end.usage = known.unwrap_or_else(|| TokenUsage {
+                    input: tokens::count_prompt(open.endpoint, model, &request),
+                    ..TokenUsage::default()
+                });
+                let written = match &output {
                     Output::None => 0,
                     Output::Stream(text) => text.count(),
                     Output::Whole(body) => answer::count_output(open.endpoint, body),
                 };
+                end.usage.output = end.usage.output.max(written);
             }
             end.owed = Amounts::tokens(end.usage.total());
             metrics.record_ended(end.ending, end.basis, &end.usage);

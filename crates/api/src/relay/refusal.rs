@@ -7,7 +7,7 @@ use http::StatusCode;
 use sluice_domain::usage::Ending;
 use sluice_upstream_pool::{DispatchError, ErrorClass};
 
-use crate::error::{ApiError, Code, ErrorParts, MAX_RETRY_AFTER, Retry};
+use crate::error::{ApiError, Code, ErrorParts, MAX_RETRY_AFTER, OVERLOADED, Retry};
 
 /// What a client is asked to wait at most when nothing can serve the model: what is broken is probed
 /// meanwhile.
@@ -30,6 +30,7 @@ pub(crate) fn ending_of(class: ErrorClass) -> Ending {
 pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
     let code = match error.class {
         ErrorClass::NoTarget => Code::NoAvailableUpstream,
+        ErrorClass::Status if is_overloaded(&error) => Code::UpstreamOverloaded,
         ErrorClass::Connect
         | ErrorClass::Reset
         | ErrorClass::Cut
@@ -59,6 +60,10 @@ pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
             .retry(Retry::After(pause))
         }
         // What could be tried was tried; an SDK that tried again would only multiply it.
+        Code::UpstreamOverloaded => {
+            ApiError::new(code, "The provider of this model cannot take more at the moment. Try again later.")
+                .retry(Retry::Never)
+        }
         Code::UpstreamTimeout => {
             ApiError::new(code, "The provider of this model did not answer in time.").retry(Retry::Never)
         }
@@ -79,6 +84,11 @@ fn no_upstream_pause(wait: Option<Duration>) -> Duration {
         .clamp(SHORTEST_PAUSE, NO_UPSTREAM_PAUSE)
 }
 
+fn is_overloaded(error: &DispatchError) -> bool {
+    let refusal = error.refusal.as_ref();
+    refusal.is_some_and(|refusal| refusal.status.as_u16() == OVERLOADED)
+}
+
 /// The provider says that the request itself is at fault: its status, message and code pass.
 fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
     let status = error
@@ -92,6 +102,8 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         .as_ref()
         .map(|r| r.fault.clone())
         .unwrap_or_default();
+    let body = error.refusal.as_ref().map(|r| r.body.clone());
+    let in_its_words = body.filter(|body| body.trim_ascii_start().starts_with(b"{"));
     let message = fault.message.unwrap_or_else(|| {
         format!(
             "The provider of this model refused the request with status {}.",
@@ -108,6 +120,7 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         param: fault.param.map(Cow::Owned),
         retry: Retry::ByStatus,
         attempts: 0,
+        in_its_words,
         cause: Some(error.into()),
     });
     (answer, "upstream_refused")

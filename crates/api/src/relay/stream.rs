@@ -12,27 +12,30 @@ use http::{HeaderValue, Response};
 use http_body::Body as _;
 use sluice_accounting::crash;
 use sluice_domain::id::RequestId;
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::Protocol;
 use sluice_domain::usage::{Ending, Stage};
-use sluice_protocol::stream::{
-    self as protocol, StreamEnding, StreamFinish, StreamInspector, StreamOptions, StreamStep,
-};
+use sluice_protocol::anthropic;
+use sluice_protocol::failure::ErrorEvent;
+use sluice_protocol::stream::{StreamEnding, StreamFinish, StreamStep, error_event};
 use sluice_upstream_pool::{AnswerKind, DispatchError, ErrorClass, UpstreamAnswer, UpstreamBody};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
 
 use crate::app::{SignalWatch, Worker};
 use crate::body::AnswerBody;
-use crate::error::ApiError;
+use crate::error::{ApiError, Code};
 use crate::server::CLIENT_LEFT;
 
 use super::in_flight::{Booked, InFlight, Output};
+use super::inspector::{Inspector, keep_alive, terminal_event};
 use super::progress::Mark;
 use super::refusal::{ending_of, refusal};
 use super::whole::{self, Detach, ReadToEnd};
 use super::{RelayCall, identity_of};
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Clients of the Anthropic API give a stream up that is silent for longer, whatever the setting.
+const LONGEST_ANTHROPIC_SILENCE: Duration = Duration::from_secs(10);
 /// The status of a stream whose head has left.
 const STREAMED: u16 = 200;
 
@@ -52,15 +55,12 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     let worker = Arc::clone(&call.worker);
     let app = Arc::clone(&worker.app);
     let config = &app.config.relay;
-    let options = StreamOptions {
-        strip_usage: !call.wants_usage(),
-        max_event_bytes: config.max_event_bytes,
-    };
-    let mut inspector = StreamInspector::new(call.endpoint, options);
+    let mut inspector = Inspector::of(&call);
     let request_id = call.request_id;
     let (endpoint, max_answer_bytes) = (call.endpoint, config.max_answer_bytes);
 
-    let mark = Mark::new(Arc::clone(&call.worker.board), call.request_id);
+    let protocol = endpoint.protocol();
+    let mark = Mark::new(Arc::clone(&call.worker.board), request_id);
     in_flight.stage = Stage::Dispatched;
     // Declared after `in_flight`: when the client leaves, the upstream is closed before the booking.
     let mut dispatching: Dispatching = Box::pin(async move { call.dispatch().await });
@@ -84,11 +84,17 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
             let ending = ending_of(error.class);
             let (answer, code) = refusal(*error);
             in_flight
-                .end(ending, answer.status.as_u16(), Some(code))
+                .end(ending, answer.status_in(protocol).as_u16(), Some(code))
                 .await;
             return Err(answer);
         }
         Err(_head_wait_is_over) => Source::Waiting(dispatching),
+    };
+    let silence = silence(protocol, config.keep_alive);
+    let keep_alive = match (protocol, &source) {
+        // Its clients have waited for an event as long as they may.
+        (Protocol::Anthropic, Source::Waiting(_)) => KeepAlive::overdue(silence),
+        _ => KeepAlive::new(silence),
     };
     let body = EventStream {
         worker,
@@ -96,12 +102,12 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
         source,
         is_draining: false,
         inspector,
-        endpoint,
+        protocol,
         in_flight: Some(in_flight),
         mark,
         booked: Booked::Done,
         last: None,
-        keep_alive: KeepAlive::new(config.keep_alive),
+        keep_alive,
         ending: SignalWatch::new(&app.ending),
     };
     let mut response = Response::new(AnswerBody::Events(Box::new(body)));
@@ -113,6 +119,14 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
     Ok(response)
+}
+
+/// Returns how long a client hears nothing at most.
+fn silence(protocol: Protocol, configured: Duration) -> Duration {
+    match protocol {
+        Protocol::OpenAi => configured,
+        Protocol::Anthropic => configured.min(LONGEST_ANTHROPIC_SILENCE),
+    }
 }
 
 /// Where the events come from.
@@ -133,8 +147,8 @@ pub(crate) struct EventStream {
     source: Source,
     /// Whether the client has left and the stream is read on without it.
     is_draining: bool,
-    inspector: StreamInspector,
-    endpoint: Endpoint,
+    inspector: Inspector,
+    protocol: Protocol,
     in_flight: Option<InFlight>,
     /// How far the answer has come, for the journal.
     mark: Arc<Mark>,
@@ -229,7 +243,7 @@ impl EventStream {
             in_flight.stage = Stage::Relaying;
             self.mark.relayed(
                 self.inspector.output().least_tokens(),
-                self.inspector.usage(),
+                self.inspector.usage_so_far(),
             );
         }
         match ending {
@@ -245,11 +259,15 @@ impl EventStream {
                 Progress::Send(forward)
             }
             Some(StreamEnding::Failed(error)) => {
-                let code = error.code.as_deref().unwrap_or("upstream_error");
-                let event = protocol::error_event(&error.message, &error.kind, Some(code));
+                let event = self.event_of(&error);
                 self.attempt_failed(ErrorClass::Status);
                 self.close(Ending::UpstreamFailed, Some("upstream_error"));
                 Progress::Send(joined(forward, event))
+            }
+            Some(StreamEnding::FailedInItsWords) => {
+                self.attempt_failed(ErrorClass::Status);
+                self.close(Ending::UpstreamFailed, Some("upstream_error"));
+                Progress::Send(forward)
             }
         }
     }
@@ -265,7 +283,10 @@ impl EventStream {
                 let tail = self.inspector.take_tail();
                 self.book(Ending::Finished, None);
                 self.source = Source::Over;
-                Progress::Send(joined(tail, Bytes::from_static(protocol::DONE)))
+                Progress::Send(joined(
+                    tail,
+                    Bytes::from_static(terminal_event(self.protocol)),
+                ))
             }
             StreamFinish::Truncated => self.fail(
                 ErrorClass::Cut,
@@ -280,24 +301,38 @@ impl EventStream {
         }
         let ending = ending_of(error.class);
         let (answer, code) = refusal(error);
-        let event = protocol::error_event(&answer.message, &answer.kind, answer.code.as_deref());
+        let event = answer.event(self.protocol, self.request_id);
         self.close(ending, Some(code));
         Progress::Send(event)
     }
 
     /// The upstream failed: ends with an error event, never with a clean end.
-    fn fail(&mut self, class: ErrorClass, message: &str) -> Progress {
+    fn fail(&mut self, class: ErrorClass, message: &'static str) -> Progress {
         self.attempt_failed(class);
         let (ending, code) = match ending_of(class) {
-            Ending::Deadline => (Ending::Deadline, "upstream_timeout"),
-            other => (other, "upstream_error"),
+            Ending::Deadline => (Ending::Deadline, Code::UpstreamTimeout),
+            other => (other, Code::UpstreamError),
         };
         self.end_with_error(ending, code, message)
     }
 
-    fn end_with_error(&mut self, ending: Ending, code: &'static str, message: &str) -> Progress {
-        self.close(ending, Some(code));
-        Progress::Send(protocol::error_event(message, "server_error", Some(code)))
+    fn end_with_error(&mut self, ending: Ending, code: Code, message: &'static str) -> Progress {
+        self.close(ending, Some(code.as_str()));
+        let error = ApiError::new(code, message);
+        Progress::Send(error.event(self.protocol, self.request_id))
+    }
+
+    /// Returns the event for what an upstream said went wrong.
+    fn event_of(&self, error: &ErrorEvent) -> Bytes {
+        match self.protocol {
+            Protocol::OpenAi => {
+                let code = error.code.as_deref().unwrap_or("upstream_error");
+                error_event(&error.message, &error.kind, Some(code))
+            }
+            Protocol::Anthropic => {
+                anthropic::error::event_of(error, self.request_id.encode(&mut [0; 36]))
+            }
+        }
     }
 
     fn attempt_failed(&mut self, class: ErrorClass) {
@@ -316,6 +351,7 @@ impl EventStream {
     fn book(&mut self, ending: Ending, code: Option<&'static str>) {
         if let Some(mut in_flight) = self.in_flight.take() {
             in_flight.usage = self.inspector.usage();
+            in_flight.usage_so_far = self.inspector.usage_so_far();
             in_flight.output = Output::Stream(self.inspector.take_output());
             self.mark.end();
             if self.is_draining {
@@ -333,20 +369,13 @@ impl EventStream {
 
     /// Moves everything out, for reading on without the client. What stays behind is over.
     fn move_out(&mut self) -> Self {
-        let options = StreamOptions {
-            strip_usage: true,
-            max_event_bytes: 0,
-        };
         Self {
             worker: Arc::clone(&self.worker),
             request_id: self.request_id,
             source: std::mem::replace(&mut self.source, Source::Over),
             is_draining: true,
-            inspector: std::mem::replace(
-                &mut self.inspector,
-                StreamInspector::new(self.endpoint, options),
-            ),
-            endpoint: self.endpoint,
+            inspector: std::mem::replace(&mut self.inspector, Inspector::of_nothing()),
+            protocol: self.protocol,
             in_flight: self.in_flight.take(),
             mark: Arc::clone(&self.mark),
             booked: Booked::Done,
@@ -403,17 +432,17 @@ impl EventStream {
         if self.ending.poll_given(cx)
             && let Progress::Send(event) = self.end_with_error(
                 Ending::Shutdown,
-                "server_shutting_down",
+                Code::ServerShuttingDown,
                 "The relay is stopping.",
             )
         {
             self.last = Some(event);
             return self.poll_event(cx);
         }
-        // Only whole events have been forwarded, so a comment may stand here.
+        // Only whole events have been forwarded, so a comment or a ping may stand here.
         if self.keep_alive.poll_due(cx) {
             self.keep_alive.sent();
-            return Poll::Ready(Some(Bytes::from_static(protocol::KEEP_ALIVE)));
+            return Poll::Ready(Some(Bytes::from_static(keep_alive(self.protocol))));
         }
         Poll::Pending
     }
@@ -444,6 +473,7 @@ impl Drop for EventStream {
         self.source = Source::Over;
         self.mark.end();
         in_flight.usage = self.inspector.usage();
+        in_flight.usage_so_far = self.inspector.usage_so_far();
         in_flight.output = Output::Stream(self.inspector.take_output());
         drop(in_flight);
     }
@@ -468,6 +498,15 @@ impl KeepAlive {
         }
     }
 
+    /// The same, for a client that has heard nothing for so long already.
+    fn overdue(every: Duration) -> Self {
+        Self {
+            look_every: every / 2,
+            is_fresh: false,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+        }
+    }
+
     fn sent(&mut self) {
         self.is_fresh = true;
     }
@@ -489,5 +528,41 @@ fn joined(first: Bytes, second: Bytes) -> Bytes {
         second
     } else {
         Bytes::from([first, second].concat())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Waits until a sign of life is due; fails when it is not in a time that is long, and short
+    /// against that of the timer.
+    async fn is_due(keep_alive: &mut KeepAlive) -> bool {
+        let due = std::future::poll_fn(|cx| {
+            if keep_alive.poll_due(cx) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        });
+        let patience = Duration::from_millis(200);
+        tokio::time::timeout(patience, due).await.is_ok()
+    }
+
+    #[tokio::test]
+    async fn a_client_that_has_waited_already_is_sent_a_sign_of_life_at_once() {
+        let every = Duration::from_hours(1);
+        let mut overdue = KeepAlive::overdue(every);
+        assert!(is_due(&mut overdue).await);
+        assert!(!is_due(&mut overdue).await, "once");
+        assert!(!is_due(&mut KeepAlive::new(every)).await);
+    }
+
+    #[test]
+    fn a_client_of_the_anthropic_api_waits_ten_seconds_at_most() {
+        let (short, long) = (Duration::from_secs(3), Duration::from_mins(9));
+        assert_eq!(silence(Protocol::OpenAi, long), long);
+        assert_eq!(silence(Protocol::Anthropic, long), Duration::from_secs(10));
+        assert_eq!(silence(Protocol::Anthropic, short), short);
     }
 }

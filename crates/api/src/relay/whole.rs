@@ -62,8 +62,9 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                 let ending = ending_of(error.class);
                 let (answer, code) = refusal(*error);
                 let is_detached = call.side.is_detached.load(Ordering::Relaxed);
+                let status = answer.status_in(call.endpoint.protocol());
                 in_flight
-                    .end(ending, status_for(is_detached, answer.status), Some(code))
+                    .end(ending, status_for(is_detached, status), Some(code))
                     .await;
                 Err(answer)
             }
@@ -133,7 +134,8 @@ fn book(
         }
     };
     let facts = answer::inspect(endpoint, &body);
-    in_flight.usage = facts.usage;
+    // What is free of charge has its usage already.
+    in_flight.usage = facts.usage.or(in_flight.usage);
     if !facts.is_json_object || facts.error.is_some() {
         let message = match facts.error {
             Some(error) => format!("The provider of this model failed: {}", error.message),

@@ -27,6 +27,8 @@ mod keys;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod messages;
+#[cfg(test)]
 mod operations;
 #[cfg(test)]
 mod outage;

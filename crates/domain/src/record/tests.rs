@@ -167,7 +167,7 @@ proptest! {
     ) {
         let mut bound = token_bound(&profile, &size);
         if let Some((counted, free, unused)) = tight
-            && let Some(tight) = tighten(bound, counted.max(0), size.choices.max(1), free, unused)
+            && let Some(tight) = tighten(bound, counted.max(0), size.choices.max(1), 0, (free, unused))
         {
             prop_assert!(tight.bound.total() <= bound.total());
             bound = tight.bound;

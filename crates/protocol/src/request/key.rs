@@ -17,8 +17,10 @@ pub(super) enum Field {
     BestOf,
     Prompt,
     EncodingFormat,
+    Thinking,
     IncludeUsage,
     IncludeObfuscation,
+    BudgetTokens,
 }
 
 const CHAT_FIELDS: [Field; 6] = [
@@ -40,8 +42,16 @@ const COMPLETION_FIELDS: [Field; 8] = [
     Field::Prompt,
 ];
 const EMBEDDING_FIELDS: [Field; 2] = [Field::Model, Field::EncodingFormat];
+const MESSAGE_FIELDS: [Field; 4] = [
+    Field::Model,
+    Field::Stream,
+    Field::MaxTokens,
+    Field::Thinking,
+];
+const COUNT_FIELDS: [Field; 1] = [Field::Model];
 pub(super) const STREAM_OPTIONS_FIELDS: [Field; 2] =
     [Field::IncludeUsage, Field::IncludeObfuscation];
+pub(super) const THINKING_FIELDS: [Field; 1] = [Field::BudgetTokens];
 
 impl Field {
     pub(super) const fn of(endpoint: Endpoint) -> &'static [Self] {
@@ -49,6 +59,8 @@ impl Field {
             Endpoint::ChatCompletions => &CHAT_FIELDS,
             Endpoint::Completions => &COMPLETION_FIELDS,
             Endpoint::Embeddings => &EMBEDDING_FIELDS,
+            Endpoint::Messages => &MESSAGE_FIELDS,
+            Endpoint::CountTokens => &COUNT_FIELDS,
         }
     }
 
@@ -63,6 +75,8 @@ impl Field {
             Self::BestOf => "best_of",
             Self::Prompt => "prompt",
             Self::EncodingFormat => "encoding_format",
+            Self::Thinking => "thinking",
+            Self::BudgetTokens => "budget_tokens",
             Self::IncludeUsage => "include_usage",
             Self::IncludeObfuscation => "include_obfuscation",
         }
@@ -70,6 +84,7 @@ impl Field {
 
     const fn path(self) -> &'static str {
         match self {
+            Self::BudgetTokens => "thinking.budget_tokens",
             Self::IncludeUsage => "stream_options.include_usage",
             Self::IncludeObfuscation => "stream_options.include_obfuscation",
             _ => self.key(),

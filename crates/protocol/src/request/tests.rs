@@ -104,6 +104,51 @@ fn embeddings_ignore_what_only_chats_have() {
 }
 
 #[test]
+fn a_message_says_how_long_its_answer_may_be() {
+    let message = |body: &'static str| outline(body.as_bytes(), Endpoint::Messages);
+    let outline = message(
+        r#"{"model":"m","max_tokens":1024,"stream":true,"n":"x","stream_options":7,"messages":[]}"#,
+    );
+    let outline = outline.unwrap();
+    assert!(outline.streams && outline.stream_options.is_none());
+    assert_eq!(
+        (outline.max_output_tokens, outline.choices),
+        (Some(1_024), 1)
+    );
+    for missing in [r#"{"model":"m"}"#, r#"{"model":"m","max_tokens":null}"#] {
+        assert_eq!(
+            message(missing).unwrap_err(),
+            OutlineError::Missing("max_tokens")
+        );
+    }
+    assert!(super::outline(br#"{"model":"m"}"#, Endpoint::CountTokens).is_ok());
+}
+
+#[test]
+fn a_message_has_room_beyond_what_it_may_think() {
+    let least = |thinking: &str| {
+        let body = format!(r#"{{"model":"m","max_tokens":9000,"thinking":{thinking}}}"#);
+        outline(body.as_bytes(), Endpoint::Messages)
+            .unwrap()
+            .least_output_tokens
+    };
+    assert_eq!(least(r#"{"type":"enabled","budget_tokens":1024}"#), 1_025);
+    for none in [
+        r#"{"type":"adaptive"}"#,
+        r#"{"type":"enabled","budget_tokens":-5.5}"#,
+        "null",
+        "7",
+    ] {
+        assert_eq!(least(none), 0, "{none}");
+    }
+    let twice = br#"{"model":"m","max_tokens":1,"thinking":{"budget_tokens":1,"budget_tokens":2}}"#;
+    assert_eq!(
+        outline(twice, Endpoint::Messages).unwrap_err(),
+        OutlineError::Duplicate("thinking.budget_tokens")
+    );
+}
+
+#[test]
 fn a_key_written_with_escapes_is_the_same_key() {
     assert_eq!(chat(r#"{"mod\u0065l":"m\u002d1"}"#).unwrap().model, "m-1");
     let error = chat(r#"{"model":"a","mod\u0065l":"b"}"#).unwrap_err();
@@ -439,6 +484,8 @@ fn any_key() -> impl Strategy<Value = String> {
             "encoding_format",
             "include_usage",
             "include_obfuscation",
+            "thinking",
+            "budget_tokens",
             "messages",
             "temperature",
         ])
@@ -483,10 +530,12 @@ fn escaped(key: &str) -> String {
     text + "\""
 }
 
-const ENDPOINTS: [Endpoint; 3] = [
+const ENDPOINTS: [Endpoint; 5] = [
     Endpoint::ChatCompletions,
     Endpoint::Completions,
     Endpoint::Embeddings,
+    Endpoint::Messages,
+    Endpoint::CountTokens,
 ];
 
 /// What `serde_json` makes of the same body.
@@ -513,7 +562,23 @@ fn check_against_serde(body: &[u8], endpoint: Endpoint, read: &Result<Outline<'_
         serde_json::from_slice::<String>(&body[range]).unwrap(),
         outline.model
     );
-    if endpoint.can_stream() {
+    if endpoint == Endpoint::Messages {
+        assert_eq!(json["stream"].as_bool().unwrap_or(false), outline.streams);
+        #[expect(
+            clippy::cast_precision_loss,
+            reason = "the generated numbers are compared loosely"
+        )]
+        let bound = outline.max_output_tokens.map(|bound| bound as f64);
+        assert_eq!(
+            bound,
+            json["max_tokens"].as_f64().filter(|bound| *bound >= 0.0)
+        );
+        let budget = json["thinking"]["budget_tokens"].as_i64();
+        let least = budget.map_or(0, |budget| budget.max(0).saturating_add(1));
+        if !json["thinking"]["budget_tokens"].is_f64() {
+            assert_eq!(outline.least_output_tokens, least);
+        }
+    } else if endpoint.can_stream() {
         assert_eq!(json["stream"].as_bool().unwrap_or(false), outline.streams);
         let options = outline.stream_options.as_ref();
         assert_eq!(json.get("stream_options").is_some(), options.is_some());
@@ -545,7 +610,7 @@ fn check_against_serde(body: &[u8], endpoint: Endpoint, read: &Result<Outline<'_
         if endpoint == Endpoint::ChatCompletions {
             assert_eq!(json["n"].as_i64().unwrap_or(1), outline.choices);
         }
-    } else {
+    } else if endpoint == Endpoint::Embeddings {
         assert_eq!(json["encoding_format"] == "base64", outline.wants_base64);
     }
 }

@@ -75,7 +75,7 @@ fn relay(frames: &[&str]) -> Relayed {
 fn error(event: &Relayed) -> (&str, &str, Option<&str>) {
     match event.ending.as_ref().unwrap() {
         StreamEnding::Failed(error) => (&error.message, &error.kind, error.code.as_deref()),
-        StreamEnding::Done => panic!("the stream ended well"),
+        StreamEnding::Done | StreamEnding::FailedInItsWords => panic!("the stream ended well"),
     }
 }
 

@@ -70,6 +70,13 @@ impl DemoRequest {
                 let inputs = read_inputs(body.get("input"))?;
                 (inputs.iter().map(|input| count_words(input)).sum(), inputs)
             }
+            Endpoint::Messages | Endpoint::CountTokens => {
+                let message = "the demonstration speaks the OpenAI protocol only".to_owned();
+                return Err(InvalidRequest {
+                    message,
+                    param: None,
+                });
+            }
         };
         let max_words = ["max_completion_tokens", "max_tokens"]
             .iter()

@@ -22,6 +22,7 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         pinned: None,
         endpoint,
         streams,
+        is_beta: false,
         model: &model,
         headers: &HeaderMap::new(),
         payer: &Payer {

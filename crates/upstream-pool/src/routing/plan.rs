@@ -5,7 +5,7 @@ use std::sync::Arc;
 use sluice_domain::bound::{BoundProfile, UNKNOWN_MODEL, profile_of};
 use sluice_domain::id::{RouteId, UpstreamId, UpstreamKeyId};
 use sluice_domain::pool::{Selection, TargetUse};
-use sluice_domain::route::{Route, Target};
+use sluice_domain::route::{Protocol, Route, Target};
 use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::{ClientGone, ProviderKind};
 
@@ -28,6 +28,10 @@ pub struct RoutePlan {
     longer_tiers: Box<[Tier]>,
     /// What bounds a request at every target; `None` when one takes the requested name.
     profile: Option<BoundProfile>,
+    /// The same route with the targets of each protocol alone, where it has both; `None` for a
+    /// protocol that only serves what is too long for the other one's models. They count turns for
+    /// themselves and share the health of their upstreams.
+    of_protocol: Option<[Option<Arc<Self>>; 2]>,
 }
 
 /// An upstream as routes use it: what was prepared, and its health.
@@ -153,7 +157,29 @@ impl RoutePlan {
     }
 
     /// Sorts the usable targets of a route into tiers.
-    pub(super) fn new(route: &Route, mut usable: Vec<(&Target, Arc<Member>)>) -> Self {
+    pub(super) fn new(route: &Route, usable: Vec<(&Target, Arc<Member>)>) -> Self {
+        let speaks = |protocol: Protocol| {
+            let targets = usable.iter();
+            targets
+                .filter(move |(_, member)| member.prepared.kind.protocol() == protocol)
+                .cloned()
+                .collect::<Vec<_>>()
+        };
+        let parts = [Protocol::OpenAi, Protocol::Anthropic].map(speaks);
+        let of_protocol = parts.iter().all(|part| !part.is_empty()).then(|| {
+            parts.map(|part| {
+                let plan = Self::of_targets(route, part, None);
+                plan.is_usable().then(|| Arc::new(plan))
+            })
+        });
+        Self::of_targets(route, usable, of_protocol)
+    }
+
+    fn of_targets(
+        route: &Route,
+        mut usable: Vec<(&Target, Arc<Member>)>,
+        of_protocol: Option<[Option<Arc<Self>>; 2]>,
+    ) -> Self {
         usable.sort_by_key(|(target, _)| target.tier);
         // Random bits of the id, so that routes do not all begin with the same entry.
         let (high, low) = route.id.as_uuid().as_u64_pair();
@@ -173,7 +199,25 @@ impl RoutePlan {
             profile: widest_profile(targets.flat_map(|tier| &tier.targets)),
             tiers,
             longer_tiers,
+            of_protocol,
         }
+    }
+
+    /// Returns the plan with the targets alone that speak a protocol; `None` when all speak another
+    /// one. A route that nothing can serve stays one.
+    #[must_use]
+    pub fn speaking(self: Arc<Self>, protocol: Protocol) -> Option<Arc<Self>> {
+        if let Some([open_ai, anthropic]) = &self.of_protocol
+            && self.is_usable()
+        {
+            return match protocol {
+                Protocol::OpenAi => open_ai.clone(),
+                Protocol::Anthropic => anthropic.clone(),
+            };
+        }
+        self.first_kind()
+            .is_none_or(|kind| kind.protocol() == protocol)
+            .then_some(self)
     }
 
     /// Returns the route.

@@ -4,9 +4,10 @@ use std::time::Duration;
 use proptest::prelude::*;
 use secrecy::SecretString;
 use sluice_domain::id::{RouteId, TenantId, UpstreamId, UpstreamKeyId, uuid_v7};
-use sluice_domain::pool::TargetUse;
-use sluice_domain::route::{Endpoint, Route, Target};
+use sluice_domain::pool::{Selection, TargetUse};
+use sluice_domain::route::{Endpoint, Protocol, Route, Target};
 use sluice_domain::time::UnixMillis;
+use sluice_domain::upstream::ProviderKind;
 
 use super::choice::{Choice, Judge};
 use super::*;
@@ -214,11 +215,12 @@ fn uris_hosts_and_credentials_are_prepared() {
     assert_eq!(address.host, "api.example.com");
     assert_eq!(
         address
-            .uri(Endpoint::ChatCompletions, "m")
+            .uri(Endpoint::ChatCompletions, false, "m")
             .unwrap()
             .to_string(),
         "/v1/chat/completions"
     );
+    assert_eq!(address.uri(Endpoint::Messages, false, "m"), None);
     let base = "https://api.example.com".parse().unwrap();
     assert_eq!(Some(&address.origin), Origin::new(&base, false).as_ref());
     let headers = lane.key.headers.for_document();
@@ -228,11 +230,131 @@ fn uris_hosts_and_credentials_are_prepared() {
 }
 
 #[test]
+fn an_anthropic_upstream_has_paths_and_a_credential_of_its_own() {
+    for (base, below) in [
+        ("https://api.example.com/v1", "/v1"),
+        ("https://api.example.com", "/v1"),
+        ("https://api.example.com/anthropic/", "/anthropic/v1"),
+    ] {
+        let mut claude = upstream(1);
+        claude.kind = ProviderKind::Anthropic;
+        claude.base_url = Some(base.parse().unwrap());
+        let table = build(RoutingInput {
+            upstreams: vec![claude],
+            ..input(vec![route(1, None, "m")])
+        });
+        let plan = table.find_route(tenant(1), "m").unwrap();
+        let asked = Arc::from("m");
+        let lane = pick(&plan, &asked);
+        let address = lane.upstream.address.as_ref().unwrap();
+        let path = |endpoint, is_beta| address.uri(endpoint, is_beta, "m").unwrap().to_string();
+        assert_eq!(path(Endpoint::Messages, false), format!("{below}/messages"));
+        assert_eq!(
+            path(Endpoint::CountTokens, true),
+            format!("{below}/messages/count_tokens?beta=true")
+        );
+        assert_eq!(address.uri(Endpoint::ChatCompletions, false, "m"), None);
+        let headers = lane.key.headers.for_document();
+        assert_eq!(headers["x-api-key"], "sk-secret-1");
+        assert!(headers["x-api-key"].is_sensitive() && !headers.contains_key("authorization"));
+    }
+}
+
+#[test]
+fn each_protocol_is_served_by_the_targets_that_speak_it() {
+    let upstreams = || {
+        let mut claude = upstream(2);
+        claude.kind = ProviderKind::Anthropic;
+        vec![upstream(1), claude]
+    };
+    let mut both = route(1, None, "both");
+    both.targets = vec![target(0, 1, 1, Some("a")), target(0, 3, 2, Some("b"))];
+    let mut claude_alone = route(2, None, "claude");
+    claude_alone.targets = vec![target(0, 1, 2, None)];
+    let table = build(RoutingInput {
+        upstreams: upstreams(),
+        keys: vec![key(1, 1, 1), key(2, 2, 1)],
+        routes: vec![both, claude_alone, route(3, None, "m")],
+    });
+    let models = |model: &str, protocol| {
+        let plan = table.find_route(tenant(1), model)?.speaking(protocol)?;
+        let asked: Arc<str> = Arc::from(model);
+        let picked: Vec<String> = (0..6)
+            .map(|_| pick(&plan, &asked).model.to_string())
+            .collect();
+        Some((picked, plan.targets(&asked).count()))
+    };
+    let six = |model: &str| Some((vec![model.to_owned(); 6], 1));
+    assert_eq!(models("both", Protocol::OpenAi), six("a"));
+    assert_eq!(models("both", Protocol::Anthropic), six("b"));
+    assert_eq!(models("claude", Protocol::OpenAi), None);
+    assert_eq!(models("claude", Protocol::Anthropic), six("claude"));
+    assert_eq!(models("m", Protocol::Anthropic), None);
+    // What nothing can serve is answered with that, whatever the protocol.
+    let nowhere = input(vec![Route {
+        targets: vec![target(0, 1, 9, None)],
+        ..route(1, None, "m")
+    }]);
+    let (table, _) = RoutingTable::build(nowhere, &HealthRegistry::new());
+    let plan = table.find_route(tenant(1), "m").unwrap();
+    assert!(!plan.speaking(Protocol::Anthropic).unwrap().is_usable());
+}
+
+#[test]
+fn the_plan_of_a_protocol_keeps_what_the_route_says_and_what_is_known_of_its_upstreams() {
+    let mut claude = upstream(2);
+    claude.kind = ProviderKind::Anthropic;
+    let longer = |upstream, model| Target {
+        serves: TargetUse::ContextLength,
+        ..target(0, 1, upstream, Some(model))
+    };
+    let mut both = route(1, None, "m");
+    both.selection = Selection::StickyUser;
+    both.targets = vec![
+        target(0, 1, 1, None),
+        target(1, 1, 2, None),
+        longer(2, "m-long"),
+    ];
+    let mut long_only = route(2, None, "n");
+    long_only.targets = vec![target(0, 1, 1, None), longer(2, "n-long")];
+    let table = build(RoutingInput {
+        upstreams: vec![upstream(1), claude],
+        keys: vec![key(1, 1, 1), key(2, 2, 1)],
+        routes: vec![both, long_only],
+    });
+    let whole = table.find_route(tenant(1), "m").unwrap();
+    let speaking = |protocol| Arc::clone(&whole).speaking(protocol).unwrap();
+    let (chats, messages) = (speaking(Protocol::OpenAi), speaking(Protocol::Anthropic));
+    for plan in [&chats, &messages] {
+        assert_eq!(plan.route_id(), whole.route_id());
+        assert_eq!(plan.selection, Selection::StickyUser);
+    }
+    assert!(messages.leads_to("up-2") && !messages.leads_to("up-1"));
+    assert!(chats.leads_to("up-1") && !chats.leads_to("up-2"));
+    let longer = |plan: &RoutePlan| plan.tiers(TargetUse::ContextLength).len();
+    assert_eq!((longer(&chats), longer(&messages)), (0, 1));
+    let member = |plan: &RoutePlan, tier: usize| {
+        Arc::clone(&plan.tiers(TargetUse::Any)[tier].targets[0].member)
+    };
+    assert!(Arc::ptr_eq(&member(&whole, 1), &member(&messages, 0)));
+    assert!(Arc::ptr_eq(&member(&whole, 0), &member(&chats, 0)));
+    // What only helps out has nobody to help among those that speak the same.
+    let chats_alone = table.find_route(tenant(1), "n").unwrap();
+    assert!(
+        Arc::clone(&chats_alone)
+            .speaking(Protocol::Anthropic)
+            .is_none()
+    );
+    let chats = chats_alone.speaking(Protocol::OpenAi).unwrap();
+    assert_eq!(longer(&chats), 0);
+}
+
+#[test]
 fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
     let mut off = upstream(2);
     off.state = EntityState::Disabled;
-    let mut other = upstream(3);
-    other.kind = ProviderKind::Anthropic;
+    let mut keyless_too = upstream(3);
+    keyless_too.kind = ProviderKind::Anthropic;
     let keyless = upstream(4);
     let bad_secret = upstream(5);
     let mut foreign = upstream(6);
@@ -251,7 +373,7 @@ fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
             upstreams: vec![
                 upstream(1),
                 off,
-                other,
+                keyless_too,
                 keyless,
                 bad_secret,
                 foreign,
@@ -265,7 +387,7 @@ fn what_cannot_be_used_is_reported_and_leaves_only_itself_out() {
 
     let texts: Vec<String> = problems.iter().map(ToString::to_string).collect();
     for part in [
-        "`up-3` is of kind `anthropic`",
+        "`up-3` has no usable key",
         "`up-4` has no usable key",
         "key `key-5` of upstream `up-5`",
         "`up-5` has no usable key",

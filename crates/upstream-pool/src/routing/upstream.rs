@@ -18,6 +18,9 @@ use super::wheel::Wheel;
 use crate::client::Origin;
 use crate::head::PreparedHeaders;
 
+/// Known to all versions of the Anthropic API.
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
 /// An upstream that can be used.
 #[derive(Debug)]
 pub(crate) struct PreparedUpstream {
@@ -57,6 +60,8 @@ enum Paths {
     Fixed(Box<[Uri; 3]>),
     /// At a place for each model.
     ByDeployment(azure::DeploymentPaths),
+    /// Those of the Anthropic API, each without and with `beta=true`.
+    Anthropic(Box<[[Uri; 2]; 2]>),
 }
 
 impl Address {
@@ -69,6 +74,7 @@ impl Address {
                 }
                 azure::Paths::ByDeployment(paths) => Paths::ByDeployment(paths),
             },
+            ProviderKind::Anthropic => Paths::Anthropic(Box::new(message_endpoints(base)?)),
             _ => Paths::Fixed(Box::new(endpoints(base.path(), "")?)),
         };
         Some(Self {
@@ -78,18 +84,33 @@ impl Address {
         })
     }
 
-    /// Returns the URI of an endpoint; `None` when the name of the model cannot stand in it.
+    /// Returns the URI of an endpoint; `None` when the name of the model cannot stand in it, and for
+    /// endpoints of a protocol that is not spoken there.
     ///
     /// Where no model stands in it, no text is parsed or copied.
-    pub(crate) fn uri(&self, endpoint: Endpoint, model: &str) -> Option<Uri> {
-        let [chat_completions, completions, embeddings] = match &self.paths {
-            Paths::Fixed(uris) => &**uris,
+    pub(crate) fn uri(&self, endpoint: Endpoint, is_beta: bool, model: &str) -> Option<Uri> {
+        let uri = match &self.paths {
             Paths::ByDeployment(paths) => return paths.uri(endpoint, model),
-        };
-        let uri = match endpoint {
-            Endpoint::ChatCompletions => chat_completions,
-            Endpoint::Completions => completions,
-            Endpoint::Embeddings => embeddings,
+            Paths::Fixed(uris) => {
+                let [chat_completions, completions, embeddings] = &**uris;
+                match endpoint {
+                    Endpoint::ChatCompletions => chat_completions,
+                    Endpoint::Completions => completions,
+                    Endpoint::Embeddings => embeddings,
+                    Endpoint::Messages | Endpoint::CountTokens => return None,
+                }
+            }
+            Paths::Anthropic(uris) => {
+                let [messages, count_tokens] = &**uris;
+                let [plain, beta] = match endpoint {
+                    Endpoint::Messages => messages,
+                    Endpoint::CountTokens => count_tokens,
+                    Endpoint::ChatCompletions | Endpoint::Completions | Endpoint::Embeddings => {
+                        return None;
+                    }
+                };
+                if is_beta { beta } else { plain }
+            }
         };
         Some(uri.clone())
     }
@@ -105,10 +126,32 @@ fn endpoints(before: &str, query: &str) -> Option<[Uri; 3]> {
     ])
 }
 
+/// Builds the URIs of the endpoints of the Anthropic API, in the order of [`Address::uri`].
+fn message_endpoints(base: &BaseUrl) -> Option<[[Uri; 2]; 2]> {
+    let root = anthropic_root(base);
+    let uris = |endpoint: Endpoint| {
+        let path = format!("{root}{}", endpoint.path());
+        Some([
+            path_and_query(&path)?,
+            path_and_query(&format!("{path}?beta=true"))?,
+        ])
+    };
+    Some([uris(Endpoint::Messages)?, uris(Endpoint::CountTokens)?])
+}
+
+/// Returns where the Anthropic API begins below a base URL, which people write with and without
+/// `/v1`.
+fn anthropic_root(base: &BaseUrl) -> String {
+    let path = base.path();
+    let version = if path.ends_with("/v1") { "" } else { "/v1" };
+    format!("{path}{version}")
+}
+
 /// Returns where an upstream lists its models.
 pub(crate) fn model_list(base: &BaseUrl, upstream: &Upstream) -> Option<Uri> {
     match upstream.kind {
         ProviderKind::Azure => path_and_query(&azure::model_list(base, api_version(upstream))),
+        ProviderKind::Anthropic => path_and_query(&format!("{}/models", anthropic_root(base))),
         _ => path_and_query(&format!("{}/models", base.path())),
     }
 }
@@ -122,13 +165,15 @@ pub(super) fn path_and_query(text: &str) -> Option<Uri> {
     Uri::builder().path_and_query(text).build().ok()
 }
 
-/// Builds the header that carries a secret; `None` when the secret is empty or cannot stand in one.
+/// Builds the header by which upstreams of a kind know the caller; `None` when the secret is empty or
+/// cannot stand in one.
 pub(crate) fn credential(
     kind: ProviderKind,
     secret: &SecretString,
 ) -> Option<(HeaderName, HeaderValue)> {
     match kind {
         ProviderKind::Azure => Some((azure::API_KEY, header_of("", secret)?)),
+        ProviderKind::Anthropic => Some((X_API_KEY, header_of("", secret)?)),
         _ => Some((AUTHORIZATION, header_of("Bearer ", secret)?)),
     }
 }
@@ -152,13 +197,6 @@ impl PreparedUpstream {
     ) -> Option<Self> {
         let name = || upstream.name.as_str().to_owned();
         let (address, keys) = match upstream.kind {
-            ProviderKind::Anthropic => {
-                problems.push(RoutingProblem::UnsupportedKind {
-                    upstream: name(),
-                    kind: upstream.kind,
-                });
-                return None;
-            }
             ProviderKind::Demo => (
                 None,
                 vec![(
@@ -169,7 +207,10 @@ impl PreparedUpstream {
                     },
                 )],
             ),
-            ProviderKind::OpenAi | ProviderKind::Azure | ProviderKind::Compatible => {
+            ProviderKind::OpenAi
+            | ProviderKind::Azure
+            | ProviderKind::Anthropic
+            | ProviderKind::Compatible => {
                 let Some(base) = &upstream.base_url else {
                     problems.push(RoutingProblem::NoBaseUrl { upstream: name() });
                     return None;
@@ -228,7 +269,8 @@ fn prepare_keys(
                 });
                 return None;
             };
-            let headers = PreparedHeaders::new(host, Some(credential));
+            let headers =
+                PreparedHeaders::new(host, Some(credential)).passing(upstream.kind.protocol());
             Some((
                 key.weight,
                 PreparedKey {

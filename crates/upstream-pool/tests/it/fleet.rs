@@ -216,6 +216,7 @@ impl Ready {
             pinned: None,
             endpoint: Endpoint::ChatCompletions,
             streams,
+            is_beta: false,
             model: &model,
             headers: &HeaderMap::new(),
             payer,

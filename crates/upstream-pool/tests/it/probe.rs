@@ -32,6 +32,23 @@ async fn a_working_upstream_lists_its_models() {
 }
 
 #[tokio::test]
+async fn an_anthropic_upstream_is_asked_in_its_own_words() {
+    let list = r#"{"data":[{"type":"model","id":"claude-a"}],"has_more":false}"#;
+    let server = Server::start(vec![json("200 OK", list)]).await;
+    let base = format!("http://{}", server.address);
+    let upstream = upstream(ProviderKind::Anthropic, Some(&base), Deadlines::default());
+    let key = SecretString::from(SECRET);
+    let dispatcher = Dispatcher::new(ClientOptions::default());
+    let report = dispatcher.probe(&upstream, Some(&key)).await.unwrap();
+    assert_eq!(report.models, ["claude-a"]);
+    let seen = server.seen().remove(0);
+    assert_eq!(seen.head.lines().next(), Some("GET /v1/models HTTP/1.1"));
+    assert_eq!(seen.header("x-api-key"), Some(SECRET));
+    assert_eq!(seen.header("anthropic-version"), Some("2023-06-01"));
+    assert_eq!(seen.header("authorization"), None);
+}
+
+#[tokio::test]
 async fn what_is_wrong_is_said_plainly() {
     let refusal = r#"{"error":{"message":"Incorrect API key provided"}}"#;
     for (step, text) in [

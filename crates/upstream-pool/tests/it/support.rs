@@ -145,6 +145,7 @@ impl Relay {
             pinned: None,
             endpoint,
             streams,
+            is_beta: false,
             model: &model,
             headers: &self.headers,
             payer: &PAYER,

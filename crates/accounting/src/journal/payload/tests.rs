@@ -38,6 +38,7 @@ prop_compose! {
         numbers in any::<(i32, i64, i64, u8, bool)>(),
         endpoint in prop::sample::select(vec![
             Endpoint::ChatCompletions, Endpoint::Completions, Endpoint::Embeddings,
+            Endpoint::Messages, Endpoint::CountTokens,
         ]),
         model in ".{0,60}",
         bound in amounts(),
@@ -268,7 +269,8 @@ fn the_numbers_of_words_never_change() {
             }
         };
     }
-    table!(endpoint: "chat_completions" = 1, "completions" = 2, "embeddings" = 3);
+    table!(endpoint: "chat_completions" = 1, "completions" = 2, "embeddings" = 3, "messages" = 4,
+        "count_tokens" = 5);
     table!(ending: "finished" = 1, "client_left" = 2, "upstream_failed" = 3, "deadline" = 4,
         "shutdown" = 5, "panicked" = 6, "crashed" = 7);
     table!(basis: "reported" = 1, "drained" = 2, "counted" = 3, "recovered" = 4, "unknown" = 5);
