@@ -1,13 +1,14 @@
-//! The official OpenAI SDKs as clients of the real binary.
+//! The official SDKs of OpenAI and Anthropic as clients of the real binary.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_testkit::{AzureRefusal, Program, Quirk, Script};
+use sluice_testkit::{AzureRefusal, ErrorShape, Program, Quirk, Script};
 
 use crate::compatible::compatible;
 use crate::deployment::{Backend, Deployment, MODEL, Relay, on_both_databases};
+use crate::messages::{CLAUDE, add_claude};
 
 const SDK_PATIENCE: Duration = Duration::from_mins(3);
 
@@ -17,10 +18,23 @@ struct Sdk {
     name: &'static str,
     program: String,
     arguments: Vec<String>,
+    /// The path that its base URL ends in.
+    base_path: &'static str,
+}
+
+/// The OpenAI SDKs.
+fn sdks() -> Vec<Sdk> {
+    installed("chat", &["openai", "openai-v6"], "/v1")
+}
+
+/// The Anthropic SDKs: of Node also the one before the version of October 2026, which sends its key
+/// in another header.
+fn claude_sdks() -> Vec<Sdk> {
+    installed("messages", &["@anthropic-ai/sdk", "anthropic-v0"], "")
 }
 
 /// The SDKs that are installed; all of them must be when `REQUIRE_BACKENDS=1`.
-fn sdks() -> Vec<Sdk> {
+fn installed(script_name: &str, packages: &[&'static str], base_path: &'static str) -> Vec<Sdk> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/sdk");
     let script = |name: &str| folder.join(name).display().to_string();
     let (python, node) = (variable("SLUICE_TEST_PYTHON"), variable("SLUICE_TEST_NODE"));
@@ -29,16 +43,18 @@ fn sdks() -> Vec<Sdk> {
         found.push(Sdk {
             name: "python",
             program,
-            arguments: vec![script("chat.py")],
+            arguments: vec![script(&format!("{script_name}.py"))],
+            base_path,
         });
     }
     if let Some(program) = node {
-        for package in ["openai", "openai-v6"] {
-            let arguments = vec![script("chat.mjs"), package.to_owned()];
+        for package in packages {
+            let arguments = vec![script(&format!("{script_name}.mjs")), (*package).to_owned()];
             found.push(Sdk {
                 name: package,
                 program: program.clone(),
                 arguments,
+                base_path,
             });
         }
     }
@@ -65,7 +81,10 @@ impl Sdk {
         arguments.insert(1, case.to_owned());
         let program = Program::new(&self.program)
             .args(arguments)
-            .env("BASE_URL", format!("http://{}/v1", relay.address))
+            .env(
+                "BASE_URL",
+                format!("http://{}{}", relay.address, self.base_path),
+            )
             .env("API_KEY", key)
             .env("MODEL", model);
         let finished = tokio::task::spawn_blocking(move || program.run(SDK_PATIENCE))
@@ -158,6 +177,156 @@ on_both_databases! {
                     assert!(seen["error"].is_object(), "{} {case} {name} looks complete: {seen}", sdk.name);
                     assert_eq!(seen["error"]["code"], "upstream_error", "{} {case} {name}: {seen}", sdk.name);
                 }
+            }
+        }
+    }
+
+    async fn messages_work_streaming_and_not(deployment: Deployment) {
+        add_claude(&deployment);
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::new().words(8).cached_tokens(3));
+        let text = sluice_testkit::words::text(8);
+        let mut count = 0;
+        for sdk in claude_sdks() {
+            for case in ["message", "message_beta", "message_stream", "message_helper", "async_message_stream"] {
+                if case.starts_with("async") && sdk.name != "python" {
+                    continue;
+                }
+                let seen = sdk.call(&relay, case, relay.key(), CLAUDE).await;
+                assert_eq!(seen["error"], Value::Null, "{} {case}: {seen}", sdk.name);
+                assert_eq!(seen["content"], text, "{} {case}: {seen}", sdk.name);
+                assert_eq!(seen["stop_reason"], "end_turn", "{} {case}: {seen}", sdk.name);
+                assert!(seen["request_id"].as_str().unwrap().starts_with("req_"), "{seen}");
+                if !case.ends_with("_stream") {
+                    assert_eq!((&seen["usage"]["output_tokens"], &seen["usage"]["cache_read_input_tokens"]), (&json!(8), &json!(3)), "{} {case}: {seen}", sdk.name);
+                }
+                count += 1;
+                assert_eq!(relay.upstream().served().len(), count, "{} {case}: one call, one request", sdk.name);
+            }
+        }
+        let records = relay.deployment.wait_for_records(count).await;
+        for (record, served) in records.iter().zip(relay.upstream().served()) {
+            assert_eq!((record.usage.input, record.usage.output), (served.input_tokens, served.output_tokens));
+        }
+        for sdk in claude_sdks() {
+            let seen = sdk.call(&relay, "count", relay.key(), CLAUDE).await;
+            assert_eq!(seen["input_tokens"], 4 + 2, "{} count: {seen}", sdk.name);
+            let seen = sdk.call(&relay, "models", relay.key(), CLAUDE).await;
+            assert_eq!(seen["models"], json!([CLAUDE, MODEL]), "{} models: {seen}", sdk.name);
+            let seen = sdk.call(&relay, "model", relay.key(), CLAUDE).await;
+            assert_eq!(seen["model"], CLAUDE, "{} model: {seen}", sdk.name);
+        }
+    }
+}
+
+// What follows does not touch the database: once is enough.
+
+#[tokio::test]
+async fn errors_are_the_ones_that_the_claude_sdks_know() {
+    let deployment = Deployment::new(Backend::Sqlite).unwrap();
+    let empty = deployment.issue_key("empty", &["--quota", "0"]);
+    add_claude(&deployment);
+    let relay = deployment.start();
+    let key = relay.key();
+    for sdk in claude_sdks() {
+        // Newer SDKs have classes of their own for some errors.
+        let spent = &["RateLimitError", "EnforcedSpendLimitReachedError"][..];
+        for (key, model, script, classes) in [
+            (
+                "sk-wrong-key-0000",
+                CLAUDE,
+                None,
+                &["AuthenticationError"][..],
+            ),
+            (key, "claude-none", None, &["NotFoundError"]),
+            (key, MODEL, None, &["BadRequestError"]),
+            (&empty, CLAUDE, None, spent),
+            (key, CLAUDE, Some(Script::refuse(400)), &["BadRequestError"]),
+        ] {
+            for case in ["message", "message_stream"] {
+                if let Some(script) = &script {
+                    relay.upstream().script(script.clone());
+                }
+                let seen = sdk.call(&relay, case, key, model).await;
+                let error = &seen["error"];
+                let class = error["class"].as_str().unwrap_or_default();
+                assert!(classes.contains(&class), "{} {case}: {seen}", sdk.name);
+                assert_eq!(seen["attempts"], 1, "{} {case}: {seen}", sdk.name);
+                assert!(
+                    error["request_id"].as_str().unwrap().starts_with("req_"),
+                    "{seen}"
+                );
+            }
+        }
+        let seen = sdk.call(&relay, "message", &empty, CLAUDE).await;
+        assert_eq!(
+            seen["error"]["code"], "enforced_spend_limit_reached",
+            "{seen}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn claude_sdks_wait_for_a_limit_and_leave_it_to_the_relay_to_repeat_failures() {
+    let overloaded = &["OverloadedError", "InternalServerError"][..];
+    for (status, classes, attempts) in [
+        // It tells how long to wait.
+        (429, &["RateLimitError"][..], 3),
+        (529, overloaded, 1),
+    ] {
+        for sdk in claude_sdks() {
+            for case in ["message", "message_stream"] {
+                // What failed before is no reason to pass the upstream over.
+                let deployment = Deployment::new(Backend::Sqlite).unwrap();
+                add_claude(&deployment);
+                let relay = deployment.start();
+                let refusal = Script::refuse(status).header("retry-after-ms", "10");
+                relay.upstream().default_script(refusal);
+                let seen = sdk.call(&relay, case, relay.key(), CLAUDE).await;
+                let class = seen["error"]["class"].as_str().unwrap_or_default();
+                assert!(classes.contains(&class), "{} {case}: {seen}", sdk.name);
+                assert_eq!(seen["attempts"], attempts, "{} {case}: {seen}", sdk.name);
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_broken_message_stream_always_raises() {
+    let deployment = Deployment::new(Backend::Sqlite).unwrap();
+    add_claude(&deployment);
+    let relay = deployment.start();
+    for sdk in claude_sdks() {
+        for (name, script) in [
+            ("cut", Script::new().words(8).cut_at(4)),
+            ("reset", Script::new().words(8).reset_at(4)),
+            ("clean end", Script::new().words(8).end_at(4)),
+            ("half an event", Script::new().words(8).half_event_at(4)),
+            ("no stop", Script::new().words(8).with(Quirk::NoDone)),
+            (
+                "error event",
+                Script::new().words(8).error_at(4, ErrorShape::Object),
+            ),
+        ] {
+            for case in ["message_stream", "message_helper"] {
+                relay.upstream().script(script.clone());
+                let seen = sdk.call(&relay, case, relay.key(), CLAUDE).await;
+                assert!(
+                    seen["error"].is_object(),
+                    "{} {case} {name} looks complete: {seen}",
+                    sdk.name
+                );
+                let kind = if name == "error event" {
+                    "overloaded_error"
+                } else {
+                    "api_error"
+                };
+                assert_eq!(
+                    seen["error"]["type"], kind,
+                    "{} {case} {name}: {seen}",
+                    sdk.name
+                );
+                assert_eq!(seen["attempts"], 1, "{} {case} {name}: {seen}", sdk.name);
             }
         }
     }
