@@ -48,7 +48,12 @@ async fn try_disconnects(backend: Backend) {
     let positions = positions();
     let relay = deployment.start();
     let mut tries = Vec::new();
-    for format in [Format::Chat, Format::Completion, Format::Embedding] {
+    for format in [
+        Format::Chat,
+        Format::Completion,
+        Format::Embedding,
+        Format::Message,
+    ] {
         for side in [Side::Cancel, Side::Drain] {
             for kind in format.kinds(side) {
                 let (gate, waiting) = kind.waiting(positions);
@@ -68,7 +73,9 @@ async fn try_disconnects(backend: Backend) {
     }
     let mut served: HashMap<String, Vec<Served>> = HashMap::new();
     for each in relay.upstream().served() {
-        let name = each.json()["user"].as_str().unwrap().to_owned();
+        let body = each.json();
+        let user = body.get("user").unwrap_or(&body["metadata"]["user_id"]);
+        let name = user.as_str().unwrap().to_owned();
         served.entry(name).or_default().push(each);
     }
     let mut tally: BTreeMap<String, usize> = BTreeMap::new();
@@ -100,23 +107,32 @@ fn prepare(deployment: &mut Deployment) {
     let url = deployment.upstream.base_url();
     for side in [Side::Cancel, Side::Drain] {
         let name = side.name();
+        let claude = format!("{name}-claude");
+        for (upstream, kind) in [(name, "compatible"), (&*claude, "anthropic")] {
+            deployment.run(&[
+                "upstream",
+                "create",
+                upstream,
+                "--kind",
+                kind,
+                "--url",
+                &url,
+                "--allow-private",
+                "--client-gone",
+                name,
+                "--idle-ms",
+                "120000",
+                "--first-event-ms",
+                "120000",
+            ]);
+        }
+        let key_file = deployment.folder.path().join("upstream.key");
+        let key_file = key_file.display().to_string();
         deployment.run(&[
-            "upstream",
-            "create",
-            name,
-            "--kind",
-            "compatible",
-            "--url",
-            &url,
-            "--allow-private",
-            "--client-gone",
-            name,
-            "--idle-ms",
-            "120000",
-            "--first-event-ms",
-            "120000",
+            "upstream", "key", "add", &claude, "main", "--file", &key_file,
         ]);
-        deployment.run(&["route", "create", name, "--to", name]);
+        // Each protocol has its own half of the route.
+        deployment.run(&["route", "create", name, "--to", name, "--to", &claude]);
     }
     deployment.set("SLUICE_RELAY_KEEP_ALIVE_MS", "600000");
     deployment.set("SLUICE_RELAY_MAX_DRAINS", "1000");
@@ -128,6 +144,7 @@ enum Format {
     Chat,
     Completion,
     Embedding,
+    Message,
 }
 
 impl Format {
@@ -136,12 +153,15 @@ impl Format {
             Self::Chat => "/v1/chat/completions",
             Self::Completion => "/v1/completions",
             Self::Embedding => "/v1/embeddings",
+            Self::Message => "/v1/messages",
         }
     }
 
-    /// Events of a stream beside its words: the role of a chat, the finish, the usage, the end.
+    /// Events of a stream beside its words: the role of a chat, the finish, the usage, the end; of a
+    /// message, the start and the end of it and of its block, and the stop.
     fn frame(self) -> usize {
         match self {
+            Self::Message => 5,
             Self::Chat => 4,
             Self::Completion | Self::Embedding => 3,
         }
@@ -155,7 +175,7 @@ impl Format {
         };
         match self {
             Self::Embedding => vec![kind(false)],
-            Self::Chat | Self::Completion => vec![kind(false), kind(true)],
+            Self::Chat | Self::Completion | Self::Message => vec![kind(false), kind(true)],
         }
     }
 }
@@ -286,10 +306,18 @@ impl Kind {
             Format::Chat => words::chat_request(model, PROMPT_WORDS),
             Format::Completion => words::completion_request(model, PROMPT_WORDS),
             Format::Embedding => words::embedding_request(model, PROMPT_WORDS),
+            Format::Message => words::message_request(model, PROMPT_WORDS),
         };
-        body["user"] = name.into();
+        let is_message = self.format == Format::Message;
+        if is_message {
+            body["metadata"] = json!({"user_id": name});
+        } else {
+            body["user"] = name.into();
+        }
         if self.streams {
             body["stream"] = json!(true);
+        }
+        if self.streams && !is_message {
             // So that each event of the provider is one for the client.
             body["stream_options"] = json!({"include_usage": true});
         }
@@ -321,11 +349,16 @@ impl Try {
         }
         if let Leave::After(events) = self.leave {
             for _ in 0..events {
-                let event = client.next_event().await.unwrap().unwrap();
+                let mut event = client.next_event().await.unwrap().unwrap();
+                while event.raw.starts_with(b"event: ping") {
+                    event = client.next_event().await.unwrap().unwrap();
+                }
                 if !event.is_done() {
-                    let choice = &event.json()["choices"][0];
+                    let event = event.json();
+                    let choice = &event["choices"][0];
                     let text = choice["delta"]["content"].as_str();
                     let text = text.or_else(|| choice["text"].as_str());
+                    let text = text.or_else(|| event["delta"]["text"].as_str());
                     self.received += words::count_words(text.unwrap_or_default());
                 }
             }
@@ -388,9 +421,16 @@ impl Try {
         assert_eq!(basis, Basis::Counted.as_str(), "{}", all());
         assert_eq!(usage.input, served.input_tokens, "{}", all());
         let received = i64::try_from(self.received).unwrap();
-        let most = served.output_tokens;
+        let is_message = self.kind.format == Format::Message;
+        // The start of a message reports its first token before anything is written.
+        let most = if is_message && usage.output == 1 {
+            served.output_tokens.max(1)
+        } else {
+            served.output_tokens
+        };
         assert!((received..=most).contains(&usage.output), "{}", all());
-        let is_exact = received == most && served.reported.is_none();
+        let is_exact =
+            received == served.output_tokens && (is_message || served.reported.is_none());
         assert!(self.runs_ahead || is_exact, "{}", all());
         if received == 0 {
             return "left, pays the prompt at least".to_owned();
