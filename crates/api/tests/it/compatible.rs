@@ -249,9 +249,9 @@ async fn a_flat_error_in_the_middle_and_one_with_success_are_errors() {
     let last = chunks(&text).pop().unwrap();
     assert_eq!(last["error"]["message"], "the engine is dead", "{text}");
     assert!(!text.contains("[DONE]"), "{text}");
-    relay
-        .upstream()
-        .script(Script::body(200, "application/json", flat));
+    // It is tried again, as every failure of a server.
+    let failed = Script::body(200, "application/json", flat);
+    relay.upstream().default_script(failed);
     let response = relay.post("/v1/chat/completions", &chat(3)).await;
     assert_eq!(response.status(), 502, "{:?}", response.body);
 }
