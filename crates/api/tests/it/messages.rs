@@ -243,19 +243,17 @@ async fn a_route_to_both_protocols_serves_each_with_its_own_upstreams() {
     let (open_ai, claude) = ("fake=gpt", "claude=claude-x");
     deployment.run(&["route", "create", "both", "--to", open_ai, "--to", claude]);
     let relay = deployment.start();
+    // Several of a kind in a row, so that no turns between the targets hide a wrong one.
     for _ in 0..3 {
-        assert_eq!(
-            post(&relay, &words::message_request("both", 2))
-                .await
-                .status(),
-            200
-        );
-        let chat = words::chat_request("both", 2);
-        assert_eq!(
-            relay.post("/v1/chat/completions", &chat).await.status(),
-            200
-        );
+        let response = post(&relay, &words::message_request("both", 2)).await;
+        assert_eq!(response.status(), 200, "{:?}", response.body);
     }
+    let chat = words::chat_request("both", 2);
+    for _ in 0..3 {
+        let response = relay.post("/v1/chat/completions", &chat).await;
+        assert_eq!(response.status(), 200, "{:?}", response.body);
+    }
+    assert_eq!(relay.upstream().served().len(), 6);
     for served in relay.upstream().served() {
         let model = served.model.as_deref();
         match served.path() {
