@@ -62,7 +62,7 @@ pub use self::posts::{PostReader, kept_posts};
 pub use self::replay::{OpenHold, Replay, replay};
 pub use self::turn::{Slot, Turn};
 
-use self::balances::{note_lines, push_note};
+use self::balances::{line_by_line, push_note};
 use self::line::{Batch, Kind, MAX_LINE, SegmentHeader};
 use self::payload::{Note, Start, open_len};
 use self::segment::Rewrite;
@@ -305,10 +305,9 @@ impl Journal {
             posted_no: 0,
             leases: leases.to_vec(),
         };
-        let mut writer = self.writer.lock();
-        self.write_note(&mut writer, &mut note_lines(Kind::Sent, &note))?;
-        self.change_balances(&mut writer, |balances| balances.apply_sent(&note));
-        Ok(())
+        let notes = line_by_line(note).into_iter();
+        let notes = notes.map(|note| (Kind::Sent, note)).collect();
+        self.write_notes(&mut self.writer.lock(), notes)
     }
 
     /// Notes that transaction `seq` was answered: posts up to `posted_no` are taken in, and the
@@ -324,9 +323,8 @@ impl Journal {
             leases: leases.to_vec(),
         };
         let mut writer = self.writer.lock();
-        self.write_note(&mut writer, &mut note_lines(Kind::Ack, &note))?;
-        self.change_balances(&mut writer, |balances| balances.apply_ack(&note));
-        Ok(())
+        let notes = writer.balances.answer(note);
+        self.write_notes(&mut writer, notes)
     }
 
     /// Notes what the database was found to have when it was asked: as
@@ -347,9 +345,8 @@ impl Journal {
             posted_no,
             leases: writer.balances.replaced_by(leases),
         };
-        self.write_note(&mut writer, &mut note_lines(Kind::Ack, &note))?;
-        self.change_balances(&mut writer, |balances| balances.apply_ack(&note));
-        Ok(())
+        let notes = writer.balances.answer(note);
+        self.write_notes(&mut writer, notes)
     }
 
     /// Notes that the database has lost what comes after `posted_no`: posts above it are needed again,
@@ -367,7 +364,8 @@ impl Journal {
             leases: Vec::new(),
         };
         let (ack, sent) = (note(seq, posted_no), sent.map(|seq| note(seq, 0)));
-        let mut lines = note_lines(Kind::Ack, &ack);
+        let mut lines = Batch::default();
+        push_note(&mut lines, Kind::Ack, &ack);
         if let Some(sent) = &sent {
             // The answer that is still awaited is not forgotten.
             push_note(&mut lines, Kind::Sent, sent);
@@ -468,6 +466,22 @@ impl Journal {
             self.space.close();
         }
         written
+    }
+
+    /// Writes notes of a line each, one at a time: the checkpoint of a segment that begins between two
+    /// of them has what the first one says.
+    fn write_notes(
+        &self,
+        writer: &mut Writer,
+        notes: Vec<(Kind, Note)>,
+    ) -> Result<(), JournalError> {
+        for (kind, note) in notes {
+            let mut line = Batch::default();
+            push_note(&mut line, kind, &note);
+            self.write_note(writer, &mut line)?;
+            self.change_balances(writer, |balances| balances.apply(kind, &note));
+        }
+        Ok(())
     }
 
     /// Writes lines for which space is set aside.

@@ -41,6 +41,41 @@ impl Balances {
         }
     }
 
+    /// Takes in a line that says what was sent or answered.
+    pub(super) fn apply(&mut self, kind: Kind, note: &Note) {
+        match kind {
+            Kind::Sent => self.apply_sent(note),
+            _ => self.apply_ack(note),
+        }
+    }
+
+    /// Returns the lines that note an answer. When there are several, what they lower comes first, as
+    /// if it were to go out: where the journal ends between two of them, it has no posts taken in
+    /// whose charges are still leased.
+    pub(super) fn answer(&self, note: Note) -> Vec<(Kind, Note)> {
+        if note.leases.len() <= LEASES_PER_LINE {
+            return vec![(Kind::Ack, note)];
+        }
+        let held = |lease: &Lease| self.leases.get(&lease.key).copied().unwrap_or_default();
+        let (mut lowered, mut raised) = (Vec::new(), Vec::new());
+        for lease in &note.leases {
+            let before = held(lease);
+            if !before.fits(lease.held) {
+                lowered.push(*lease);
+            }
+            if !lease.held.fits(before) {
+                raised.push(*lease);
+            }
+        }
+        let with = |leases| Note { leases, ..note };
+        let lowers = line_by_line(with(lowered)).into_iter();
+        let raises = line_by_line(with(raised)).into_iter();
+        lowers
+            .map(|note| (Kind::Sent, note))
+            .chain(raises.map(|note| (Kind::Ack, note)))
+            .collect()
+    }
+
     /// One line of a checkpoint; leases count when all lines of it are there.
     pub(super) fn apply_checkpoint(&mut self, checkpoint: Checkpoint) {
         if checkpoint.part == 0 {
@@ -125,23 +160,23 @@ impl Balances {
     }
 }
 
-/// Returns the lines of a [`Note`].
-pub(super) fn note_lines(kind: Kind, note: &Note) -> Batch {
-    let mut batch = Batch::default();
-    push_note(&mut batch, kind, note);
-    batch
+/// Returns notes of at most a line each, at least one.
+pub(super) fn line_by_line(note: Note) -> Vec<Note> {
+    if note.leases.len() <= LEASES_PER_LINE {
+        return vec![note];
+    }
+    let parts = note.leases.chunks(LEASES_PER_LINE);
+    parts
+        .map(|leases| Note {
+            leases: leases.to_vec(),
+            ..note
+        })
+        .collect()
 }
 
-/// Adds the lines of a [`Note`].
+/// Adds the line of a [`Note`] with no more leases than it takes.
 pub(super) fn push_note(batch: &mut Batch, kind: Kind, note: &Note) {
-    let mut chunks = note.leases.chunks(LEASES_PER_LINE);
-    loop {
-        let leases = chunks.next().unwrap_or_default();
-        batch.push(LineAbout::none(kind), |out| {
-            put_note(out, note.seq, note.posted_no, leases);
-        });
-        if chunks.len() == 0 {
-            return;
-        }
-    }
+    batch.push(LineAbout::none(kind), |out| {
+        put_note(out, note.seq, note.posted_no, &note.leases);
+    });
 }

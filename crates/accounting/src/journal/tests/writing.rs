@@ -77,6 +77,75 @@ fn more_leases_than_fit_into_a_line_survive_a_roll_and_a_start() {
     assert_eq!(open(&disk, 2).1.leases, leases);
 }
 
+#[test]
+fn a_note_of_many_leases_says_the_same_wherever_a_segment_ends() {
+    let leases = |tokens| (1..=200).map(|n| lease(n, tokens)).collect::<Vec<_>>();
+    let mut rolls = 0;
+    for filled in 50..200 {
+        let disk = MemoryDisk::default();
+        let (journal, _) = open(&disk, 1);
+        journal.note_ack(1, 0, &leases(100)).unwrap();
+        let mut holder = Holder::default();
+        for n in 0..filled {
+            journal.maintain(UnixMillis(0)).unwrap();
+            holder.open(&journal, n + 1_000).unwrap();
+            holder.post(&journal, n + 1_000).unwrap();
+        }
+        journal.maintain(UnixMillis(0)).unwrap();
+        let active = || journal.writer.lock().active.number();
+        let before = active();
+        journal.note_sent(2, &leases(60)).unwrap();
+        assert_eq!(replay(&disk).unwrap().leases, leases(60), "{filled}");
+        journal.note_ack(2, 0, &leases(80)).unwrap();
+        let read = replay(&disk).unwrap();
+        assert_eq!((read.seq, read.sent), (2, None));
+        assert_eq!(read.leases, leases(80), "{filled}");
+        rolls += active() - before;
+    }
+    assert!(rolls > 0);
+}
+
+/// The first lines of an answer never say that posts were taken in while the last ones would still
+/// have to say that their charges are not leased any more.
+#[test]
+fn an_answer_that_is_cut_off_leaves_no_more_than_is_leased() {
+    let before: Vec<_> = (1..=200).map(|n| lease(n, 100)).collect();
+    // Some are used up, others were raised meanwhile.
+    let now = |n| if n % 3 == 0 { 130 } else { 40 };
+    let after: Vec<_> = (1..=200).map(|n| lease(n, now(n))).collect();
+    let mut kept = 0;
+    loop {
+        let disk = MemoryDisk::default();
+        let (journal, _) = open(&disk, 1);
+        journal.note_ack(1, 0, &before).unwrap();
+        journal.note_sent(2, &[]).unwrap();
+        journal.sync().unwrap();
+        journal.note_ack(2, 7, &after).unwrap();
+        let mut left = kept;
+        let disk = disk.after_power_cut(|length| {
+            let kept = left.min(length);
+            left -= kept;
+            kept
+        });
+        let read = replay(&disk).unwrap();
+        for lease in &read.leases {
+            let n = lease.key.tenant_id.as_uuid().as_u128();
+            let most = if read.posted_no == 7 { now(n) } else { 100 };
+            assert!(lease.held.tokens <= most, "{kept}: {lease:?}");
+        }
+        if left > 0 {
+            assert_eq!((read.leases, read.posted_no), (after, 7));
+            return;
+        }
+        assert_eq!(
+            read.sent.unwrap_or(read.seq),
+            2,
+            "it may have been taken in"
+        );
+        kept += 500;
+    }
+}
+
 /// Opens and posts until so many segments were begun.
 fn fill_segments(journal: &Journal, count: usize) {
     let mut holder = Holder::default();
