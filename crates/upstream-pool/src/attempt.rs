@@ -110,6 +110,7 @@ impl<'a> Attempt<'a> {
         lane: Lane<'a>,
         call: &'a Call<'a>,
         started_at: UnixMillis,
+        begun: Instant,
         due: Instant,
     ) -> Self {
         Self {
@@ -117,7 +118,7 @@ impl<'a> Attempt<'a> {
             lane,
             call,
             started_at,
-            begun: Instant::now(),
+            begun,
             due,
             head: None,
         }
@@ -132,11 +133,6 @@ impl<'a> Attempt<'a> {
     pub(crate) fn elapsed_ms(&self) -> i64 {
         let until = self.head.map_or_else(Instant::now, |(_, at)| at);
         i64::try_from((until - self.begun).as_millis()).unwrap_or(i64::MAX)
-    }
-
-    /// Returns how much time is left.
-    fn left(&self) -> Duration {
-        self.due.saturating_duration_since(Instant::now())
     }
 
     pub(crate) async fn run(&mut self) -> Result<Outcome, Box<Failure>> {
@@ -157,7 +153,7 @@ impl<'a> Attempt<'a> {
             return answer;
         };
 
-        let refused = match self.exchange(address, body.clone()).await {
+        let refused = match self.exchange(address, body.clone(), self.begun).await {
             Err(failure) if info.takes_stream_options && names_stream_options(&failure) => failure,
             result => return result,
         };
@@ -169,7 +165,7 @@ impl<'a> Attempt<'a> {
         if without == body {
             return Err(refused);
         }
-        let result = self.exchange(address, without).await;
+        let result = self.exchange(address, without, Instant::now()).await;
         if result.is_ok() {
             // A mistake of the client would be refused again.
             quirks.refuses_stream_options(upstream.id, self.started_at);
@@ -177,8 +173,13 @@ impl<'a> Attempt<'a> {
         result
     }
 
-    /// Sends one request and reads the beginning of its answer.
-    async fn exchange(&mut self, address: &Address, body: Bytes) -> Result<Outcome, Box<Failure>> {
+    /// Sends one request now, at `at`, and reads the beginning of its answer.
+    async fn exchange(
+        &mut self,
+        address: &Address,
+        body: Bytes,
+        at: Instant,
+    ) -> Result<Outcome, Box<Failure>> {
         let Some(request) = self.request(address, body) else {
             return Err(Failure::new(
                 ErrorClass::CallerFault,
@@ -187,9 +188,10 @@ impl<'a> Attempt<'a> {
             ));
         };
         let deadlines = &self.lane.upstream.deadlines;
+        let left = self.due.saturating_duration_since(at);
         let patience = Patience {
-            connect: deadlines.connect.min(self.left()),
-            head: deadlines.first_event.min(self.left()),
+            connect: deadlines.connect.min(left),
+            head: deadlines.first_event.min(left),
         };
         let Reply {
             status,
@@ -200,11 +202,12 @@ impl<'a> Attempt<'a> {
         } = self
             .dispatcher
             .connections()
-            .exchange(&address.origin, &request, patience)
+            .exchange(&address.origin, &request, patience, at)
             .await
             .map_err(|error| Failure::new(error.class(), error.stage(), error.into_cause()))?;
-        self.head = Some((status, Instant::now()));
-        let wire = Wire::new(first, lease, deadlines.idle, self.due);
+        let head_at = Instant::now();
+        self.head = Some((status, head_at));
+        let wire = Wire::new(first, lease, deadlines.idle, self.due, head_at);
         let answer = AnswerHead { status, headers };
         self.read_answer(answer, wire, sent_at).await
     }

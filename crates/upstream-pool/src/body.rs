@@ -89,7 +89,14 @@ pub(crate) struct Wire {
 }
 
 impl Wire {
-    pub(crate) fn new(first: Bytes, lease: Lease, idle: Duration, total_due: Instant) -> Self {
+    /// `at` is when the head came.
+    pub(crate) fn new(
+        first: Bytes,
+        lease: Lease,
+        idle: Duration,
+        total_due: Instant,
+        at: Instant,
+    ) -> Self {
         let mut wire = Self {
             lease: Some(lease),
             first,
@@ -97,7 +104,7 @@ impl Wire {
             idle,
             total_due,
         };
-        wire.give_back_at_end();
+        wire.give_back_at_end(|| at);
         wire
     }
 
@@ -142,9 +149,10 @@ impl Wire {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Bytes, UpstreamBodyError>>> {
+        let came_with_head = !self.first.is_empty();
         if let Poll::Ready(item) = self.poll_data(cx) {
             // An upstream that never pauses never lets the timer below be looked at.
-            let has_paused = self.waiting_since.take().is_some();
+            let has_paused = came_with_head || self.waiting_since.take().is_some();
             let is_late =
                 !has_paused && matches!(item, Some(Ok(_))) && self.total_due <= Instant::now();
             return Poll::Ready(if is_late {
@@ -186,13 +194,13 @@ impl Wire {
             self.lease = None;
             return Poll::Ready(Some(Err(classify(error))));
         }
-        self.give_back_at_end();
+        self.give_back_at_end(Instant::now);
         Poll::Ready(item.map(|data| data.map_err(classify)))
     }
 
-    fn give_back_at_end(&mut self) {
+    fn give_back_at_end(&mut self, now: impl FnOnce() -> Instant) {
         if let Some(lease) = self.lease.take_if(|lease| lease.is_at_end()) {
-            lease.give_back();
+            lease.give_back(now());
         }
     }
 }

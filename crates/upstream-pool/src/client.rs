@@ -97,10 +97,11 @@ impl Connections {
         origin: &Origin,
         request: &Request<Bytes>,
         patience: Patience,
+        now: Instant,
     ) -> Result<Reply, ExchangeError> {
         let shelf = self.pool.shelf(origin);
         loop {
-            let kept = shelf.take();
+            let kept = shelf.take(now);
             let is_new = kept.is_none();
             let connection = match kept {
                 Some(connection) => connection,

@@ -18,6 +18,7 @@ use sluice_domain::record::AttemptRecord;
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
 use tokio::sync::OnceCell;
+use tokio::time::Instant;
 
 use crate::attempt::Attempt;
 use crate::body::UpstreamBody;
@@ -124,6 +125,8 @@ pub struct UpstreamAnswer {
     pub attempts: Attempts,
     /// What was passed over.
     pub skipped: SkippedTargets,
+    /// When its first event, or its head, was here.
+    pub answered_at: Instant,
     /// What the answer holds of the limits of its upstream; to be kept until it has ended.
     pub slot: Option<UpstreamSlot>,
 }
@@ -228,7 +231,8 @@ impl Dispatcher {
                 continue;
             };
             let started_at = call.clock.now();
-            let mut attempt = Attempt::begin(self, lane, call, started_at, tour.due(&lane));
+            let (begun, due) = (tour.at(), tour.due(&lane));
+            let mut attempt = Attempt::begin(self, lane, call, started_at, begun, due);
             let result = attempt.run().await;
             let error = result.as_ref().err().map(|failure| failure.class.as_str());
             tour.record(AttemptRecord {
@@ -242,12 +246,14 @@ impl Dispatcher {
             });
             match result {
                 Ok(outcome) => {
-                    let slot = pass.succeed();
+                    let answered_at = Instant::now();
+                    let slot = pass.succeed(answered_at);
                     let (attempts, skipped) = tour.into_notes();
                     return Ok(UpstreamAnswer {
                         status: outcome.status,
                         kind: outcome.kind,
                         body: outcome.body,
+                        answered_at,
                         slot,
                         upstream_name: Arc::clone(&lane.upstream.name),
                         provider_kind: lane.upstream.kind,

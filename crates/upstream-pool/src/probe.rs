@@ -218,7 +218,7 @@ impl Dispatcher {
             ..
         } = self
             .connections()
-            .exchange(&destination, &request, patience)
+            .exchange(&destination, &request, patience, begun)
             .await
             .map_err(|error| match (error.class(), error) {
                 (_, ExchangeError::NoRootCertificates(source)) => {
@@ -234,7 +234,7 @@ impl Dispatcher {
                     source: error.into_cause(),
                 },
             })?;
-        let wire = Wire::new(first, lease, PATIENCE, begun + PATIENCE);
+        let wire = Wire::new(first, lease, PATIENCE, begun + PATIENCE, Instant::now());
         match UpstreamBody::wire(Bytes::new(), wire)
             .collect(MAX_LIST_BYTES)
             .await

@@ -175,15 +175,15 @@ impl InFlight {
         }
     }
 
-    /// Notes that the first event, or the head of a whole answer, has come.
-    pub(crate) fn answered(&mut self) {
+    /// Notes when the first event, or the head of a whole answer, has come.
+    pub(crate) fn answered(&mut self, at: Instant) {
         self.first_event_ms
-            .get_or_insert_with(|| millis_since(self.started));
+            .get_or_insert_with(|| millis_between(self.started, at));
     }
 
     /// Notes that the whole answer has come at once: all that follows is the work of this moment.
-    pub(crate) fn answered_whole(&mut self) {
-        self.answered();
+    pub(crate) fn answered_whole(&mut self, at: Instant) {
+        self.answered(at);
         self.duration_ms = self.first_event_ms;
     }
 
@@ -257,7 +257,7 @@ impl InFlight {
             first_event_ms: self.first_event_ms,
             duration_ms: self
                 .duration_ms
-                .unwrap_or_else(|| millis_since(self.started)),
+                .unwrap_or_else(|| millis_between(self.started, Instant::now())),
             attempts: std::mem::take(&mut self.attempts),
             skipped: self.side.skipped(),
         };
@@ -375,6 +375,6 @@ impl Future for Booked {
     }
 }
 
-fn millis_since(started: Instant) -> i64 {
-    i64::try_from(started.elapsed().as_millis()).unwrap_or(i64::MAX)
+fn millis_between(started: Instant, at: Instant) -> i64 {
+    i64::try_from((at - started).as_millis()).unwrap_or(i64::MAX)
 }

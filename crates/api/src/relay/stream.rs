@@ -71,7 +71,7 @@ async fn begin(call: RelayCall, mut in_flight: InFlight) -> Result<Response<Answ
         }
         Ok(Ok(answer)) => {
             crash::point("stream.head");
-            in_flight.answered();
+            in_flight.answered(answer.answered_at);
             if let Some(identity) = identity_of(&answer, request_id, &worker) {
                 inspector.normalize(identity);
             }
@@ -184,7 +184,7 @@ impl EventStream {
                         self.inspector.normalize(identity);
                     }
                     if let Some(in_flight) = &mut self.in_flight {
-                        in_flight.answered();
+                        in_flight.answered(answer.answered_at);
                         in_flight.attempts = answer.attempts;
                         in_flight.slot = answer.slot;
                     }

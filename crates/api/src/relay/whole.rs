@@ -18,6 +18,7 @@ use sluice_upstream_pool::{
     Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError, UpstreamSlot,
 };
 use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
 
 use crate::app::Worker;
 use crate::body::AnswerBody;
@@ -40,7 +41,11 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
             Ok(answer) => {
                 crash::point("whole.head");
                 let identity = identity_of(&answer, call.request_id, &call.worker);
-                note_answer(&mut in_flight, answer.attempts, answer.slot, &answer.body);
+                note_answer(
+                    &mut in_flight,
+                    (answer.attempts, answer.slot, answer.answered_at),
+                    &answer.body,
+                );
                 let body = answer.body.collect(call.max_answer_bytes()).await;
                 crash::point("whole.body");
                 let wants_base64 = call.outline.wants_base64;
@@ -81,7 +86,11 @@ pub(super) async fn finish(
     endpoint: Endpoint,
     max_bytes: usize,
 ) -> Result<Response<AnswerBody>, ApiError> {
-    note_answer(&mut in_flight, answer.attempts, answer.slot, &answer.body);
+    note_answer(
+        &mut in_flight,
+        (answer.attempts, answer.slot, answer.answered_at),
+        &answer.body,
+    );
     let body = answer.body.collect(max_bytes).await;
     let (booked, answer) = book(
         (answer.status, body),
@@ -97,16 +106,15 @@ pub(super) async fn finish(
 
 fn note_answer(
     in_flight: &mut InFlight,
-    attempts: Attempts,
-    slot: Option<UpstreamSlot>,
+    (attempts, slot, at): (Attempts, Option<UpstreamSlot>, Instant),
     body: &UpstreamBody,
 ) {
     in_flight.attempts = attempts;
     in_flight.slot = slot;
     if body.as_complete().is_some() {
-        in_flight.answered_whole();
+        in_flight.answered_whole(at);
     } else {
-        in_flight.answered();
+        in_flight.answered(at);
     }
 }
 

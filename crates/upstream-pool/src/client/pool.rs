@@ -119,9 +119,9 @@ async fn sweep_for_ever(pool: Weak<Pool>, period: Duration) {
 impl Shelf {
     /// Takes the connection that was used last, if that is not too long ago. Its peer may have
     /// closed it in the meantime.
-    pub(super) fn take(&self) -> Option<Box<Connection>> {
+    pub(super) fn take(&self, now: Instant) -> Option<Box<Connection>> {
         let connection = self.idle.lock().pop()?;
-        if connection.idle_since.elapsed() < self.options.idle_timeout {
+        if now.duration_since(connection.idle_since) < self.options.idle_timeout {
             return Some(connection);
         }
         // Those below are older still.
@@ -131,11 +131,11 @@ impl Shelf {
     }
 
     /// Keeps a connection for the next request, or closes it when it cannot be used again.
-    fn put(&self, mut connection: Box<Connection>) {
+    fn put(&self, mut connection: Box<Connection>, now: Instant) {
         if !connection.is_free() {
             return;
         }
-        connection.idle_since = Instant::now();
+        connection.idle_since = now;
         let mut idle = self.idle.lock();
         if idle.len() < self.options.max_idle_per_host && self.janitor.watches(&mut connection) {
             idle.push(connection);
@@ -206,7 +206,7 @@ impl Lease {
     }
 
     /// Keeps the connection for the next request. The answer was read to its end.
-    pub(crate) fn give_back(self) {
-        self.shelf.put(self.connection);
+    pub(crate) fn give_back(self, now: Instant) {
+        self.shelf.put(self.connection, now);
     }
 }

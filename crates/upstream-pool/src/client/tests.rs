@@ -104,12 +104,13 @@ async fn send(
         head: LONG,
     };
     connections
-        .exchange(&origin, &request(body), patience)
+        .exchange(&origin, &request(body), patience, Instant::now())
         .await
 }
 
 fn body_of(reply: Reply) -> UpstreamBody {
-    let wire = Wire::new(reply.first, reply.lease, LONG, Instant::now() + LONG);
+    let now = Instant::now();
+    let wire = Wire::new(reply.first, reply.lease, LONG, now + LONG, now);
     UpstreamBody::wire(Bytes::new(), wire)
 }
 

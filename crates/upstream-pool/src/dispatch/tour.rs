@@ -36,6 +36,8 @@ pub(super) struct Tour<'a> {
     /// A number that is the same for all requests of whoever asks.
     asker: u64,
     begun: Instant,
+    /// The present, looked at anew whenever something was waited for, and the same as health counts it.
+    at: Instant,
     now: Duration,
     uses: TargetUse,
     visits: SmallVec<[Visit; 2]>,
@@ -99,12 +101,14 @@ impl<'a> Tour<'a> {
             Selection::StickyKey => fold(call.payer.key_id.as_uuid().as_u64_pair()),
             Selection::StickyUser => fold(call.payer.user_id.as_uuid().as_u64_pair()),
         };
+        let begun = Instant::now();
         Self {
             plan,
             call,
             asking: Asking::new(call.payer.tenant_id, call.body, call.token_bound),
             asker,
-            begun: Instant::now(),
+            begun,
+            at: begun,
             now: Duration::ZERO,
             uses: TargetUse::Any,
             visits: SmallVec::new(),
@@ -143,7 +147,7 @@ impl<'a> Tour<'a> {
             } else {
                 Duration::ZERO
             };
-            if self.begun.elapsed() + pause >= total
+            if self.at - self.begun + pause >= total
                 || (has_failed && !member.health.withdraw(self.now))
             {
                 self.visit(member.prepared.id).is_closed = true;
@@ -165,7 +169,16 @@ impl<'a> Tour<'a> {
         let upstream_id = member.prepared.id;
         let health = member.keys.get(step.choice.key)?;
         let key = member.prepared.keys.get(step.choice.key)?;
-        let pass = Pass::begin(&member.health, health, &self.asking, step.approach);
+        if !step.pause.is_zero() {
+            self.look_at_clock(&member.health.shared);
+        }
+        let pass = Pass::begin(
+            &member.health,
+            health,
+            &self.asking,
+            step.approach,
+            self.now,
+        );
         match pass {
             Ok(pass) => {
                 self.visit(upstream_id).attempts += 1;
@@ -190,6 +203,16 @@ impl<'a> Tour<'a> {
                 None
             }
         }
+    }
+
+    fn look_at_clock(&mut self, shared: &Shared) {
+        self.at = Instant::now();
+        self.now = shared.at(self.at);
+    }
+
+    /// Returns when the attempt begins for which leave was taken last.
+    pub(super) fn at(&self) -> Instant {
+        self.at
     }
 
     /// Returns when everything is over, if the request ends at this upstream.
@@ -254,7 +277,11 @@ impl<'a> Tour<'a> {
     fn find(&mut self) -> Option<(usize, Choice, bool)> {
         let tiers = self.plan.tiers(self.uses);
         let shared = shared(tiers)?;
-        self.now = shared.now();
+        if self.attempts.is_empty() {
+            self.now = shared.at(self.at);
+        } else {
+            self.look_at_clock(shared);
+        }
         self.advice.look_again();
         self.wanted = Wanted::New;
         if let Some((index, target)) = self.stay.take()

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use super::breaker::Verdict;
 use super::evidence::Source;
 use super::key::{KeyHealth, KeyLeave};
@@ -50,8 +52,8 @@ impl Pass {
         key: &Arc<KeyHealth>,
         asking: &Asking<'_>,
         approach: Approach,
+        now: Duration,
     ) -> Result<Self, Refused> {
-        let now = upstream.shared.now();
         let key_leave = key
             .begin(asking.tokens(), approach, now)
             .map_err(Refused::Key)?;
@@ -72,11 +74,11 @@ impl Pass {
         }
     }
 
-    /// Ends an attempt whose first event has come. What it took of limits stays taken until the
-    /// slot is dropped.
-    pub(crate) fn succeed(mut self) -> Option<UpstreamSlot> {
+    /// Ends an attempt whose first event has come at `at`. What it took of limits stays taken until
+    /// the slot is dropped.
+    pub(crate) fn succeed(mut self, at: Instant) -> Option<UpstreamSlot> {
         let (upstream, key) = self.leave.take()?;
-        let now = self.upstream.shared.now();
+        let now = self.upstream.shared.at(at);
         self.upstream.meter.served();
         let took = now.saturating_sub(self.begun);
         if self.upstream.succeed(upstream.ticket, took, now) {

@@ -30,7 +30,12 @@ impl Shared {
 
     /// Returns the time since the beginning.
     pub(crate) fn now(&self) -> Duration {
-        self.epoch.elapsed()
+        self.at(Instant::now())
+    }
+
+    /// Returns an instant as the time since the beginning.
+    pub(crate) fn at(&self, instant: Instant) -> Duration {
+        instant.saturating_duration_since(self.epoch)
     }
 
     /// Returns a random number from 0 to below 1.

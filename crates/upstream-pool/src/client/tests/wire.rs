@@ -258,7 +258,7 @@ async fn a_head_that_trickles_is_waited_for_only_so_long() {
     });
     let begun = Instant::now();
     let error = connections
-        .exchange(&origin, &request, patience)
+        .exchange(&origin, &request, patience, Instant::now())
         .await
         .unwrap_err();
     assert!(matches!(error, ExchangeError::NoHead), "{error:?}");
