@@ -83,6 +83,8 @@ CREATE TABLE upstreams (
     breaker_failures        INTEGER NOT NULL,
     breaker_failure_percent INTEGER NOT NULL,
     breaker_open_ms         INTEGER NOT NULL,
+    -- NULL is never.
+    probe_every_ms          INTEGER,
     -- NULL is no limit.
     requests_per_minute     INTEGER,
     tokens_per_minute       INTEGER,
@@ -101,6 +103,7 @@ CREATE TABLE upstreams (
     CONSTRAINT upstreams_breaker_ck CHECK (
         breaker_failures BETWEEN 1 AND 1000000 AND breaker_failure_percent BETWEEN 1 AND 100
         AND breaker_open_ms > 0),
+    CONSTRAINT upstreams_probe_every_ms_ck CHECK (probe_every_ms BETWEEN 1000 AND 86400000),
     CONSTRAINT upstreams_requests_per_minute_ck CHECK (requests_per_minute BETWEEN 1 AND 4294967295),
     CONSTRAINT upstreams_tokens_per_minute_ck CHECK (tokens_per_minute BETWEEN 1 AND 4294967295),
     CONSTRAINT upstreams_concurrency_ck CHECK (concurrency BETWEEN 1 AND 4294967295),

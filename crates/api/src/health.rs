@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
-use sluice_upstream_pool::{BreakerReport, UpstreamReport};
+use sluice_upstream_pool::{BreakerReport, ProbeFinding, UpstreamReport};
 
 use crate::app::Worker;
 
@@ -78,6 +78,7 @@ pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
 fn upstreams_word(reports: &[UpstreamReport]) -> &'static str {
     let is_well = |report: &UpstreamReport| {
         report.breaker == BreakerReport::Closed
+            && report.probe != Some(ProbeFinding::Failing)
             && report
                 .keys
                 .iter()

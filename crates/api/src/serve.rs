@@ -432,6 +432,15 @@ async fn wait_for(threads: &[JoinHandle<anyhow::Result<()>>]) {
     }
 }
 
+/// Probes upstreams until the process is to stop. It runs on a thread of the relay: looking up a name
+/// may block for long, and what the other one has to do blocks too.
+async fn patrol(app: Arc<App>, dispatcher: Dispatcher) {
+    tokio::select! {
+        () = app.draining.wait() => {}
+        () = dispatcher.patrol(|| app.routing.load_full()) => {}
+    }
+}
+
 fn start_workers(
     app: &Arc<App>,
     listeners: Listeners,
@@ -457,6 +466,9 @@ fn start_workers(
                 runtime.block_on(async move {
                     let lane = app.ledger.lane();
                     tokio::spawn(Arc::clone(&lane).run());
+                    if number == 0 {
+                        tokio::spawn(patrol(Arc::clone(&app), dispatcher.clone()));
+                    }
                     let board = Arc::<Board>::default();
                     tokio::spawn(Arc::clone(&board).run(Arc::clone(&lane)));
                     let worker = Arc::new(Worker {

@@ -1,7 +1,9 @@
 //! Settings of the upstream pool: how often an upstream is tried, when it is left alone, and how much
 //! it may be asked.
 
+use std::fmt;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::id::{UpstreamId, UpstreamKeyId};
@@ -41,6 +43,56 @@ impl Default for BreakerPolicy {
             max_failures: NonZeroU32::MIN.saturating_add(4),
             max_failure_percent: NonZeroU32::MIN.saturating_add(49),
             open_for: Duration::from_mins(1),
+        }
+    }
+}
+
+/// How often an upstream is asked for its models while no request tells how it is: whole seconds, from
+/// one to a day.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProbeInterval(Duration);
+
+/// An interval of probes cannot be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a time from 1s to 24h is expected, such as 30s, 5m or 1h")]
+pub struct InvalidProbeInterval;
+
+impl ProbeInterval {
+    /// Takes an interval; `None` when it is too short, too long, or has parts of seconds.
+    pub fn new(every: Duration) -> Option<Self> {
+        let is_fine = every.subsec_nanos() == 0
+            && (Duration::from_secs(1)..=Duration::from_hours(24)).contains(&every);
+        is_fine.then_some(Self(every))
+    }
+
+    /// Returns the interval.
+    pub const fn get(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for ProbeInterval {
+    type Err = InvalidProbeInterval;
+
+    fn from_str(text: &str) -> Result<Self, InvalidProbeInterval> {
+        let units = [("s", 1), ("m", 60), ("h", 3_600)];
+        let seconds = units.into_iter().find_map(|(unit, seconds)| {
+            let number: u32 = text.strip_suffix(unit)?.parse().ok()?;
+            Some(u64::from(number) * seconds)
+        });
+        seconds
+            .and_then(|seconds| Self::new(Duration::from_secs(seconds)))
+            .ok_or(InvalidProbeInterval)
+    }
+}
+
+impl fmt::Display for ProbeInterval {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        match (seconds % 3_600, seconds % 60) {
+            (0, _) => write!(f, "{}h", seconds / 3_600),
+            (_, 0) => write!(f, "{}m", seconds / 60),
+            _ => write!(f, "{seconds}s"),
         }
     }
 }
@@ -181,6 +233,40 @@ impl SkippedTargets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interval_of_probes_is_whole_seconds_of_at_most_a_day() {
+        for (text, seconds, shown) in [
+            ("1s", 1, "1s"),
+            ("90s", 90, "90s"),
+            ("300s", 300, "5m"),
+            ("60m", 3_600, "1h"),
+            ("24h", 86_400, "24h"),
+        ] {
+            let every: ProbeInterval = text.parse().unwrap();
+            assert_eq!(every.get(), Duration::from_secs(seconds), "{text}");
+            assert_eq!(every.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(every));
+        }
+        for text in [
+            "",
+            "30",
+            "0s",
+            "25h",
+            "1.5s",
+            "-1s",
+            "30 s",
+            "500ms",
+            "99999999999h",
+        ] {
+            assert_eq!(
+                text.parse::<ProbeInterval>(),
+                Err(InvalidProbeInterval),
+                "{text}"
+            );
+        }
+        assert_eq!(ProbeInterval::new(Duration::from_millis(1_500)), None);
+    }
 
     #[test]
     fn what_was_skipped_is_named_once_and_up_to_a_bound() {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::address::{ForbiddenAddress, check_address, check_host_name};
 use crate::id::{TenantId, UpstreamId, UpstreamKeyId};
-use crate::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
+use crate::pool::{BreakerPolicy, ProbeInterval, RetryPolicy, UpstreamLimits};
 use crate::route::Protocol;
 use crate::tenant::{EntityState, Name};
 use crate::time::UnixMillis;
@@ -207,6 +207,8 @@ pub struct Upstream {
     pub retry: RetryPolicy,
     /// When it is left alone because it fails.
     pub breaker: BreakerPolicy,
+    /// How often it is probed while no request tells how it is; `None` is never.
+    pub probe_every: Option<ProbeInterval>,
     /// How much it may be asked.
     pub limits: UpstreamLimits,
     /// The version of the interface that is asked for; of [`ProviderKind::Azure`] only, and there
@@ -241,6 +243,7 @@ impl Upstream {
             client_gone: ClientGone::default(),
             retry: RetryPolicy::default(),
             breaker: BreakerPolicy::default(),
+            probe_every: None,
             limits: UpstreamLimits::default(),
             api_version: None,
             allow_private: false,
@@ -263,6 +266,9 @@ pub enum InvalidUpstream {
     /// Its interface has no versions to choose from.
     #[error("api_version: only upstreams of kind `azure` have one, not `{0}`")]
     ApiVersion(ProviderKind),
+    /// It answers by itself.
+    #[error("probe_every: an upstream of kind `{0}` is built in and never probed")]
+    Probe(ProviderKind),
     /// It may not be there.
     #[error("url: {0}")]
     Address(ForbiddenAddress),
@@ -288,6 +294,9 @@ impl Upstream {
         }
         if self.api_version.is_some() && self.kind != ProviderKind::Azure {
             return Err(InvalidUpstream::ApiVersion(self.kind));
+        }
+        if self.probe_every.is_some() && self.kind == ProviderKind::Demo {
+            return Err(InvalidUpstream::Probe(self.kind));
         }
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use sluice_domain::id::{TenantId, UpstreamId, UpstreamKeyId};
-use sluice_domain::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
+use sluice_domain::pool::{BreakerPolicy, ProbeInterval, RetryPolicy, UpstreamLimits};
 use sluice_domain::ports::StoreError;
 use sluice_domain::tenant::EntityState;
 use sluice_domain::time::UnixMillis;
@@ -20,15 +20,16 @@ use crate::storage::Storage;
 statements! {
     INSERT_UPSTREAM = "INSERT INTO upstreams (upstream_id, tenant_id, name, kind, base_url, connect_ms, \
             first_event_ms, idle_ms, total_ms, client_gone, max_attempts, breaker_failures, \
-            breaker_failure_percent, breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, \
-            api_version, allow_private, state, enabled_at_ms, created_at_ms) \
+            breaker_failure_percent, breaker_open_ms, probe_every_ms, requests_per_minute, tokens_per_minute, \
+            concurrency, api_version, allow_private, state, enabled_at_ms, created_at_ms) \
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, \
-            $22)";
+            $22, $23)";
     // What is sealed and what routes rely on stays: kind and tenant.
     UPDATE_UPSTREAM = "UPDATE upstreams SET name = $2, base_url = $3, connect_ms = $4, first_event_ms = $5, \
             idle_ms = $6, total_ms = $7, client_gone = $8, max_attempts = $9, breaker_failures = $10, \
-            breaker_failure_percent = $11, breaker_open_ms = $12, requests_per_minute = $13, \
-            tokens_per_minute = $14, concurrency = $15, api_version = $16, allow_private = $17 \
+            breaker_failure_percent = $11, breaker_open_ms = $12, probe_every_ms = $13, \
+            requests_per_minute = $14, tokens_per_minute = $15, concurrency = $16, api_version = $17, \
+            allow_private = $18 \
         WHERE upstream_id = $1 AND state <> 'deleted'";
     FIND_BASE_URL = "SELECT base_url FROM upstreams WHERE upstream_id = $1 AND state <> 'deleted'";
     HAS_UPSTREAM_KEYS = "SELECT upstream_key_id FROM upstream_keys \
@@ -40,7 +41,7 @@ statements! {
     DELETE_UPSTREAM_KEYS = "UPDATE upstream_keys SET state = 'deleted' WHERE upstream_id = $1";
     LIST_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
             idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
-            breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
+            breaker_open_ms, probe_every_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
             allow_private, state, enabled_at_ms, created_at_ms \
         FROM upstreams ORDER BY upstream_id";
     SET_UPSTREAM_STATE = "UPDATE upstreams SET state = $2, \
@@ -63,7 +64,7 @@ statements! {
         WHERE upstream_key_id = $1 AND state <> 'deleted'";
     ACTIVE_UPSTREAMS = "SELECT upstream_id, tenant_id, name, kind, base_url, connect_ms, first_event_ms, \
             idle_ms, total_ms, client_gone, max_attempts, breaker_failures, breaker_failure_percent, \
-            breaker_open_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
+            breaker_open_ms, probe_every_ms, requests_per_minute, tokens_per_minute, concurrency, api_version, \
             allow_private, state, enabled_at_ms, created_at_ms \
         FROM upstreams WHERE state = 'active' ORDER BY upstream_id";
     ACTIVE_UPSTREAM_KEYS = "SELECT k.upstream_key_id, k.upstream_id, k.name, k.weight, k.requests_per_minute, \
@@ -101,6 +102,7 @@ struct UpstreamRow {
     breaker_failures: i32,
     breaker_failure_percent: i32,
     breaker_open_ms: i64,
+    probe_every_ms: Option<i64>,
     requests_per_minute: Option<i64>,
     tokens_per_minute: Option<i64>,
     concurrency: Option<i64>,
@@ -154,6 +156,13 @@ impl TryFrom<UpstreamRow> for Upstream {
                 max_failures: count(row.breaker_failures, "breaker_failures")?,
                 max_failure_percent: count(row.breaker_failure_percent, "breaker_failure_percent")?,
                 open_for: millis(row.breaker_open_ms)?,
+            },
+            probe_every: match row.probe_every_ms {
+                None => None,
+                Some(ms) => Some(
+                    ProbeInterval::new(millis(ms)?)
+                        .ok_or_else(|| corrupt("upstreams", "probe_every_ms", id))?,
+                ),
             },
             limits: limits(
                 row.requests_per_minute,
@@ -366,6 +375,7 @@ on_both! {
             i64::from(new.breaker.max_failures.get()),
             i64::from(new.breaker.max_failure_percent.get()),
             as_millis(new.breaker.open_for),
+            new.probe_every.map(|every| as_millis(every.get())),
             new.limits.requests_per_minute.map(as_count),
             new.limits.tokens_per_minute.map(as_count),
             new.limits.concurrency.map(as_count),
@@ -417,6 +427,7 @@ on_both! {
             i64::from(upstream.breaker.max_failures.get()),
             i64::from(upstream.breaker.max_failure_percent.get()),
             as_millis(upstream.breaker.open_for),
+            upstream.probe_every.map(|every| as_millis(every.get())),
             upstream.limits.requests_per_minute.map(as_count),
             upstream.limits.tokens_per_minute.map(as_count),
             upstream.limits.concurrency.map(as_count),

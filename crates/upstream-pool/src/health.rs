@@ -1,7 +1,7 @@
 //! What is known of upstreams and their keys from the requests that they had, and who may be asked.
 //!
 //! The judges are plain state machines that know no clock: [`breaker`], [`cooldown`], [`budget`],
-//! [`throttle`], [`limits`], [`latency`], [`evidence`]. [`key`] and [`upstream`] put them behind one
+//! [`throttle`], [`limits`], [`latency`], [`evidence`], [`probing`]. [`key`] and [`upstream`] put them behind one
 //! short lock each, with a flag beside it so that what is well is not locked to be asked. A [`pass`]
 //! is the leave of one attempt; the [`registry`] keeps all of it while routing tables come and go.
 
@@ -22,6 +22,10 @@ mod limits;
 mod latency;
 
 mod meter;
+
+pub(crate) mod probing;
+
+mod probe_leave;
 
 pub(crate) mod shared;
 

@@ -12,7 +12,8 @@
 //!
 //! Modules in reading order: [`routing`] (what may serve a request), [`error`] (what can go wrong),
 //! `health` (breakers, rests, limits), [`body`] (the answer's bytes), [`dispatch`] (one request,
-//! tried until it is answered), [`demo`], [`probe`], [`tls`]. Private: `head` (which headers pass),
+//! tried until it is answered), [`demo`], [`probe`], [`tls`]. Private: `patrol` (probes without a
+//! request), `head` (which headers pass),
 //! `fault` (a provider's error object), `retry_after`, `attempt`, `first_event`, `quirk` (what was
 //! learned about a server), `watch` (the timer of an answer), `client` (connections).
 //!
@@ -51,6 +52,8 @@ pub mod demo;
 
 pub mod probe;
 
+mod patrol;
+
 pub mod tls;
 
 pub use body::{UpstreamBody, UpstreamBodyError};
@@ -60,6 +63,7 @@ pub use error::{
 };
 pub use health::UpstreamCounts;
 pub use health::pass::UpstreamSlot;
+pub use health::probing::ProbeFinding;
 pub use health::registry::{BreakerReport, HealthRegistry, KeyReport, UpstreamReport};
 pub use probe::{ProbeError, ProbeReport};
 pub use routing::{ModelEntry, RoutePlan, RoutingInput, RoutingProblem, RoutingTable, TargetInfo};

@@ -19,10 +19,10 @@ use crate::head::{ANTHROPIC_VERSION, OLDEST_VERSION};
 use crate::routing::upstream::{credential, model_list};
 
 /// The whole probe takes no longer.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A list of models is no longer than this, in bytes.
-const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
+pub(crate) const MAX_LIST_BYTES: usize = 4 * 1024 * 1024;
 
 /// A message of a provider is shown up to here, in characters.
 const MAX_MESSAGE_CHARS: usize = 300;
@@ -251,6 +251,12 @@ impl Dispatcher {
     }
 }
 
+/// Reads a list of models; `None` when it is none.
+pub(crate) fn list_of(body: &[u8]) -> Option<Vec<String>> {
+    let list: ModelList = serde_json::from_slice(body).ok()?;
+    Some(list.data.into_iter().map(|model| model.id).collect())
+}
+
 fn read_models(
     status: StatusCode,
     body: &[u8],
@@ -259,10 +265,7 @@ fn read_models(
 ) -> Result<Vec<String>, ProbeError> {
     let message = || read_fault(body).and_then(|fault| fault.message);
     match status.as_u16() {
-        200 => match serde_json::from_slice::<ModelList>(body) {
-            Ok(list) => Ok(list.data.into_iter().map(|model| model.id).collect()),
-            Err(_other) => Err(ProbeError::NotAModelList { url }),
-        },
+        200 => list_of(body).ok_or(ProbeError::NotAModelList { url }),
         status @ (401 | 403) => Err(ProbeError::KeyRefused {
             status,
             message: message(),

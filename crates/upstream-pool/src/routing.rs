@@ -146,6 +146,8 @@ pub struct ModelEntry {
 pub struct RoutingTable {
     shared: ScopeIndex,
     by_tenant: HashMap<TenantId, ScopeIndex, RandomState>,
+    /// The upstreams that are probed, whether a route leads to them or not.
+    probed: Vec<Arc<Member>>,
 }
 
 impl RoutingTable {
@@ -165,7 +167,15 @@ impl RoutingTable {
         let mut problems = Vec::new();
         let upstreams = prepare_upstreams(upstreams, keys, health, &mut problems);
 
-        let mut table = Self::default();
+        let mut table = Self {
+            probed: upstreams
+                .values()
+                .filter_map(|known| known.member.as_ref())
+                .filter(|member| member.prepared.models.is_some())
+                .map(Arc::clone)
+                .collect(),
+            ..Self::default()
+        };
         routes.retain(|route| route.state == EntityState::Active);
         routes.sort_by_key(|route| (route.created_at, route.id));
         let mut seen = HashSet::with_capacity(routes.len());
@@ -199,6 +209,11 @@ impl RoutingTable {
             .and_then(|own| own.find(model))
             .or_else(|| self.shared.find(model))
             .map(Arc::clone)
+    }
+
+    /// Returns the upstreams that are probed.
+    pub(crate) fn probed(&self) -> &[Arc<Member>] {
+        &self.probed
     }
 
     /// Returns the models that a tenant may ask for by name, sorted by name.

@@ -67,6 +67,7 @@ pub(super) struct UpstreamFigures {
     /// Nobody else takes figures over, or reads them, meanwhile.
     turn: Mutex<()>,
     attempts: Family<OutcomeLabel, Total>,
+    probes: Family<OutcomeLabel, Total>,
     breakers: Family<UpstreamLabel, Gauge>,
     keys: Family<KeyStateLabel, Gauge>,
     totals: [Family<UpstreamLabel, Total>; TOTAL.len()],
@@ -79,6 +80,12 @@ impl UpstreamFigures {
             "sluice_upstream_attempts",
             "Attempts, by upstream and what came of them",
             attempts.clone(),
+        );
+        let probes = Family::default();
+        registry.register(
+            "sluice_upstream_probes",
+            "Probes without a request, by upstream and what they found",
+            probes.clone(),
         );
         let breakers = Family::default();
         registry.register(
@@ -100,6 +107,7 @@ impl UpstreamFigures {
         Self {
             turn: Mutex::new(()),
             attempts,
+            probes,
             breakers,
             keys,
             totals,
@@ -111,6 +119,7 @@ impl UpstreamFigures {
     pub(super) fn take_over(&self, reports: &[UpstreamReport]) -> MutexGuard<'_, ()> {
         let turn = self.turn.lock();
         self.attempts.clear();
+        self.probes.clear();
         self.breakers.clear();
         self.keys.clear();
         self.totals.iter().for_each(Family::clear);
@@ -126,6 +135,13 @@ impl UpstreamFigures {
                     outcome,
                 };
                 self.attempts.get_or_create_owned(&label).inc_by(*count);
+            }
+            for (found, count) in &report.counts.probes {
+                let label = OutcomeLabel {
+                    upstream: upstream(),
+                    outcome: found.as_str(),
+                };
+                self.probes.get_or_create_owned(&label).inc_by(*count);
             }
             let state = match report.breaker {
                 BreakerReport::Closed => 0,

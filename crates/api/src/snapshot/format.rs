@@ -107,6 +107,8 @@ struct UpstreamEntry {
     breaker_failures: NonZeroU32,
     breaker_failure_percent: NonZeroU32,
     breaker_open_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    probe_every: Option<String>,
     limits: LimitsEntry,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     api_version: Option<String>,
@@ -462,6 +464,7 @@ impl UpstreamEntry {
             breaker_failures: upstream.breaker.max_failures,
             breaker_failure_percent: upstream.breaker.max_failure_percent,
             breaker_open_ms: millis(upstream.breaker.open_for),
+            probe_every: upstream.probe_every.map(|every| every.to_string()),
             limits: LimitsEntry::new(upstream.limits),
             api_version: upstream.api_version.as_ref().map(ToString::to_string),
             allow_private: upstream.allow_private,
@@ -475,6 +478,7 @@ impl UpstreamEntry {
         let tenant_id = self.tenant_id.as_deref();
         let base_url = self.base_url.as_deref();
         let api_version = self.api_version.as_deref();
+        let probe_every = self.probe_every.as_deref();
         Ok(Upstream {
             id: parse(&self.id, "the id of an upstream")?,
             tenant_id: tenant_id
@@ -498,6 +502,9 @@ impl UpstreamEntry {
                 max_failure_percent: self.breaker_failure_percent,
                 open_for: Duration::from_millis(self.breaker_open_ms),
             },
+            probe_every: probe_every
+                .map(|every| parse(every, "an interval of probes"))
+                .transpose()?,
             limits: self.limits.read(),
             api_version: api_version
                 .map(|version| parse(version, "a version of an interface"))

@@ -41,6 +41,7 @@ fn routing() -> Routing {
         max_failure_percent: number(4),
         open_for: Duration::from_millis(5),
     };
+    upstream.probe_every = Some("5m".parse().unwrap());
     upstream.limits = UpstreamLimits {
         requests_per_minute: Some(number(6)),
         tokens_per_minute: Some(number(7)),

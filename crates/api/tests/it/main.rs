@@ -41,6 +41,8 @@ mod overspend;
 #[cfg(test)]
 mod pass_through;
 #[cfg(test)]
+mod probes;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod sdk;

@@ -33,7 +33,7 @@ on_both_databases! {
             "upstream", "create", "azure", "--kind", "azure", "--url", "https://x.openai.azure.com",
             "--api-version", "2024-10-21", "--max-attempts", "2", "--breaker-failures", "7",
             "--breaker-percent", "80", "--breaker-open-ms", "5000", "--rpm", "100", "--tpm", "200000",
-            "--concurrency", "8", "--connect-ms", "1000", "--client-gone", "drain",
+            "--concurrency", "8", "--connect-ms", "1000", "--client-gone", "drain", "--probe-every", "90s",
         ]);
         deployment.run(&["upstream", "create", "claude", "--kind", "anthropic"]);
         let list = listed(&deployment, &["upstream", "list"]);
@@ -41,7 +41,7 @@ on_both_databases! {
         let mut expected = json!({
             "client_gone": "drain", "connect_ms": 1000, "first_event_ms": 300_000, "idle_ms": 180_000,
             "total_ms": 3_600_000, "max_attempts": 2, "breaker_failures": 7, "breaker_percent": 80,
-            "breaker_open_ms": 5000, "rpm": 100, "tpm": 200_000, "concurrency": 8,
+            "breaker_open_ms": 5000, "probe_every": "90s", "rpm": 100, "tpm": 200_000, "concurrency": 8,
             "api_version": "2024-10-21", "allow_private": false,
         });
         assert_eq!(azure["settings"], expected);
@@ -52,11 +52,12 @@ on_both_databases! {
 
         deployment.run(&[
             "upstream", "set", "azure", "--rpm", "none", "--api-version", "none", "--idle-ms", "60000",
-            "--name", "west",
+            "--name", "west", "--probe-every", "2m",
         ]);
         expected["rpm"] = Value::Null;
         expected["api_version"] = Value::Null;
         expected["idle_ms"] = json!(60_000);
+        expected["probe_every"] = json!("2m");
         let west = row(&listed(&deployment, &["upstream", "list"]), "west");
         assert_eq!((&west["settings"], &west["id"]), (&expected, &azure["id"]));
     }
@@ -68,6 +69,8 @@ on_both_databases! {
             (2, &["--rpm", "5", "--breaker-percent", "101"], "--breaker-percent <PERCENT>"),
             (2, &["--rpm", "0"], "--rpm <N|none>"),
             (2, &["--rpm", "5", "--api-version", "2024-10-21"], "api_version: only upstreams of kind `azure`"),
+            (2, &["--rpm", "5", "--probe-every", "30"], "--probe-every <TIME|none>"),
+            (2, &["--rpm", "5", "--probe-every", "25h"], "a time from 1s to 24h is expected"),
             (2, &["--api-version", "a b"], "an API version has"),
             (1, &["--rpm", "5", "--allow-private=false"], "url: 127.0.0.1 is an address of this machine"),
             (1, &["--rpm", "5", "--url", "http://169.254.169.254/v1"], "no upstream may be there"),

@@ -94,6 +94,7 @@ fn an_unusual_upstream(name: &str) -> Upstream {
             max_failure_percent: n(7),
             open_for: Duration::from_millis(8),
         },
+        probe_every: Some("90s".parse().unwrap()),
         limits: limits(u32::MAX - 2),
         api_version: Some("2024-10-21".parse().unwrap()),
         allow_private: true,

@@ -217,6 +217,30 @@ impl Breaker {
         }
     }
 
+    /// Returns whether nothing passes and nobody is finding out.
+    pub(crate) const fn is_open(&self) -> bool {
+        matches!(self.state, State::Open { .. })
+    }
+
+    /// Lets an open breaker be probed by the next attempt. Returns whether it had to wait still.
+    pub(crate) fn hasten(&mut self, now: Duration) -> bool {
+        let waits = matches!(self.state, State::Open { until } if until > now);
+        if waits {
+            self.change(State::Open { until: now });
+        }
+        waits
+    }
+
+    /// Opens a closed breaker for what was seen elsewhere. Returns for how long.
+    pub(crate) fn trip(
+        &mut self,
+        policy: &BreakerPolicy,
+        now: Duration,
+        luck: f64,
+    ) -> Option<Duration> {
+        (self.state == State::Closed).then(|| self.open_now(policy, now, luck))
+    }
+
     /// Closes the breaker and forgets what was counted.
     pub(crate) fn close(&mut self) {
         self.openings = 0;
@@ -225,6 +249,10 @@ impl Breaker {
     }
 
     fn open(&mut self, policy: &BreakerPolicy, now: Duration, luck: f64) -> Verdict {
+        Verdict::Opened(self.open_now(policy, now, luck))
+    }
+
+    fn open_now(&mut self, policy: &BreakerPolicy, now: Duration, luck: f64) -> Duration {
         let doubled = 1_u32.checked_shl(self.openings).unwrap_or(LONGEST);
         let longest = policy.open_for.saturating_mul(LONGEST);
         let due = policy.open_for.saturating_mul(doubled.min(LONGEST));
@@ -236,7 +264,7 @@ impl Breaker {
         self.change(State::Open {
             until: now.saturating_add(open_for),
         });
-        Verdict::Opened(open_for)
+        open_for
     }
 
     fn forget(&mut self) {

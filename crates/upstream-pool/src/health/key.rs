@@ -186,6 +186,20 @@ impl KeyHealth {
         is_new
     }
 
+    /// Returns whether the key may be shown to its provider without a request.
+    pub(crate) fn may_probe(&self, now: Duration) -> bool {
+        let state = self.state.lock();
+        state.quarantine.is_none() && state.cooldown.wait(now).is_none()
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.is_special.load(Ordering::Acquire) && self.state.lock().breaker.is_open()
+    }
+
+    pub(super) fn hasten(&self, now: Duration) -> bool {
+        self.state.lock().breaker.hasten(now)
+    }
+
     pub(super) fn give_back(&self, place: Place, tokens: Option<u64>, now: Duration) {
         let mut state = self.state.lock();
         if let Some(limits) = &mut state.limits {

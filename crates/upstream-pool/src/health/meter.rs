@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::probing::ProbeFinding;
 use crate::error::ErrorClass;
 
 /// Counts since the process started, or since the upstream was led somewhere else.
@@ -14,6 +15,7 @@ pub(crate) struct Meter {
     cooldowns: AtomicU64,
     quarantines: AtomicU64,
     openings: AtomicU64,
+    probes: [AtomicU64; ProbeFinding::ALL.len()],
 }
 
 /// What a [`Meter`] shows.
@@ -31,6 +33,8 @@ pub struct UpstreamCounts {
     pub quarantines: u64,
     /// How often a breaker of the upstream or of a key opened.
     pub openings: u64,
+    /// Probes, by what they found. Findings that did not occur are left out.
+    pub probes: Vec<(ProbeFinding, u64)>,
 }
 
 impl Meter {
@@ -64,6 +68,18 @@ impl Meter {
         add(&self.openings);
     }
 
+    pub(super) fn probed(&self, found: ProbeFinding) {
+        if let Some(count) = self.probes.get(found as usize) {
+            add(count);
+        }
+    }
+
+    /// Returns how many probes there were.
+    pub(super) fn probes(&self) -> usize {
+        let all: u64 = self.probes.iter().map(|n| n.load(Ordering::Relaxed)).sum();
+        usize::try_from(all).unwrap_or(0)
+    }
+
     pub(super) fn read(&self) -> UpstreamCounts {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let failed = ErrorClass::ALL
@@ -80,6 +96,12 @@ impl Meter {
             cooldowns: get(&self.cooldowns),
             quarantines: get(&self.quarantines),
             openings: get(&self.openings),
+            probes: ProbeFinding::ALL
+                .into_iter()
+                .zip(&self.probes)
+                .map(|(found, count)| (found, get(count)))
+                .filter(|(_, count)| *count > 0)
+                .collect(),
         }
     }
 }

@@ -14,6 +14,7 @@ use sluice_domain::upstream::{Upstream, UpstreamKey};
 use super::breaker::State;
 use super::key::KeyHealth;
 use super::meter::UpstreamCounts;
+use super::probing::ProbeFinding;
 use super::shared::Shared;
 use super::upstream::{KnownKey, Marks, UpstreamHealth, UpstreamPolicy};
 use crate::error::ErrorClass;
@@ -123,6 +124,7 @@ fn policy_of(upstream: &Upstream) -> UpstreamPolicy {
     UpstreamPolicy {
         retry: upstream.retry,
         breaker: upstream.breaker,
+        probe_every: upstream.probe_every,
         limits: upstream.limits,
         longest_call: upstream.deadlines.first_event,
     }
@@ -230,6 +232,7 @@ impl UpstreamHealth {
             failures: standing.failures,
             next_probe: standing.breaker_wait,
             last_error: standing.last_error,
+            probe: self.probe_found(),
             counts: self.meter.read(),
             keys,
         }
@@ -272,6 +275,8 @@ pub struct UpstreamReport {
     pub next_probe: Option<Duration>,
     /// What went wrong last.
     pub last_error: Option<ErrorClass>,
+    /// What the last probe found; `None` where there was none.
+    pub probe: Option<ProbeFinding>,
     /// What happened there.
     pub counts: UpstreamCounts,
     /// Its active keys, sorted by name.

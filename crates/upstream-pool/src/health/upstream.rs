@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
-use sluice_domain::pool::{BreakerPolicy, RetryPolicy, SkipReason, UpstreamLimits};
+use sluice_domain::pool::{BreakerPolicy, ProbeInterval, RetryPolicy, SkipReason, UpstreamLimits};
 
 use super::breaker::{Breaker, State, Ticket, Verdict};
 use super::budget::RetryBudget;
@@ -14,6 +14,7 @@ use super::key::KeyHealth;
 use super::latency::PeakLatency;
 use super::limits::{Limits, Place};
 use super::meter::Meter;
+use super::probing::{Conclusion, ProbeFinding, Probing};
 use super::shared::Shared;
 use super::sync::{AtomicBool, Mutex, Ordering};
 use super::throttle::Throttle;
@@ -28,6 +29,7 @@ const FAILURE_COSTS: Duration = Duration::from_secs(1);
 pub(crate) struct UpstreamPolicy {
     pub(crate) retry: RetryPolicy,
     pub(crate) breaker: BreakerPolicy,
+    pub(crate) probe_every: Option<ProbeInterval>,
     pub(crate) limits: UpstreamLimits,
     /// How long a call may take to its first event.
     pub(crate) longest_call: Duration,
@@ -74,7 +76,10 @@ struct UpstreamState {
     /// Attempts whose first event has not come.
     in_flight: u32,
     last_success: Option<Duration>,
+    /// When it last answered or failed, or was set.
+    last_seen: Duration,
     last_error: Option<ErrorClass>,
+    probing: Probing,
 }
 
 /// The leave of one attempt to ask an upstream.
@@ -93,6 +98,7 @@ impl UpstreamHealth {
         policy: UpstreamPolicy,
     ) -> Self {
         let limits = Limits::new(policy.limits);
+        let last_seen = shared.now();
         Self {
             id,
             shared,
@@ -109,7 +115,9 @@ impl UpstreamHealth {
                 limits,
                 in_flight: 0,
                 last_success: None,
+                last_seen,
                 last_error: None,
+                probing: Probing::new(policy.probe_every),
             }),
             keys: Mutex::new(HashMap::new()),
         }
@@ -126,6 +134,7 @@ impl UpstreamHealth {
             Some(known) if policy.limits != UpstreamLimits::default() => known.set(policy.limits),
             known => *known = Limits::new(policy.limits),
         }
+        state.probing.configure(policy.probe_every);
         state.policy = policy;
         if forgives {
             state.breaker.close();
@@ -217,6 +226,7 @@ impl UpstreamHealth {
         let mut state = self.state.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
         state.last_success = Some(now);
+        state.last_seen = now;
         state.latency.note(took, now);
         state.throttle.accepted(now);
         let has_closed = state.breaker.succeed(ticket, now);
@@ -230,6 +240,7 @@ impl UpstreamHealth {
     pub(super) fn pass_over(&self, ticket: Ticket, now: Duration) -> bool {
         let mut state = self.state.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
+        state.last_seen = now;
         state.throttle.accepted(now);
         let has_closed = state.breaker.pass_over(ticket);
         if has_closed {
@@ -257,6 +268,7 @@ impl UpstreamHealth {
         let luck = self.shared.luck();
         let mut state = self.state.lock();
         state.in_flight = state.in_flight.saturating_sub(1);
+        state.last_seen = now;
         state.last_error = Some(class);
         // What fails fast must not look fast.
         state.latency.note(took.max(FAILURE_COSTS), now);
@@ -283,6 +295,53 @@ impl UpstreamHealth {
         if let Some(limits) = &mut state.limits {
             limits.give_back(place, tokens, now);
         }
+    }
+
+    /// Returns whether a probe begins now; it must be ended or abandoned.
+    pub(super) fn begin_probe(&self, now: Duration) -> bool {
+        let is_key_open = self.keys.lock().values().any(|key| key.health.is_open());
+        let luck = self.shared.luck();
+        let mut state = self.state.lock();
+        let (is_open, last_seen) = (is_key_open || state.breaker.is_open(), state.last_seen);
+        state.probing.begin(is_open, last_seen, now, luck)
+    }
+
+    pub(super) fn abandon_probe(&self) {
+        self.state.lock().probing.abandon();
+    }
+
+    /// Ends a probe. Returns what it led to, and for how long it opened the breaker.
+    ///
+    /// A failure opens what is closed once there were as many in a row as of requests. A success
+    /// closes nothing: what it finds is not what requests need. It lets the next request find out.
+    pub(super) fn end_probe(
+        &self,
+        found: ProbeFinding,
+        now: Duration,
+    ) -> (Conclusion, Option<Duration>) {
+        let luck = self.shared.luck();
+        let mut state = self.state.lock();
+        let served_at = state.last_success;
+        let conclusion = state.probing.end(found, served_at, now);
+        let policy = state.policy.breaker;
+        let opened = (conclusion.run >= policy.max_failures.get())
+            .then(|| state.breaker.trip(&policy, now, luck))
+            .flatten();
+        if conclusion.has_recovered {
+            state.breaker.hasten(now);
+        }
+        self.settle(&mut state, now);
+        drop(state);
+        if conclusion.has_recovered {
+            for key in self.keys.lock().values() {
+                key.health.hasten(now);
+            }
+        }
+        (conclusion, opened)
+    }
+
+    pub(super) fn probe_found(&self) -> Option<ProbeFinding> {
+        self.state.lock().probing.found()
     }
 
     fn settle(&self, state: &mut UpstreamState, now: Duration) {

@@ -31,6 +31,8 @@ pub(crate) struct PreparedUpstream {
     pub(crate) client_gone: ClientGone,
     /// `None` for the built-in upstream, which is nowhere.
     pub(crate) address: Option<Address>,
+    /// Where it lists its models, if it is probed.
+    pub(crate) models: Option<Uri>,
     /// Never empty; an upstream without credentials has one key without any.
     pub(crate) keys: Box<[PreparedKey]>,
     /// Turns over `keys`.
@@ -234,6 +236,11 @@ impl PreparedUpstream {
             deadlines: upstream.deadlines,
             client_gone: upstream.client_gone,
             address,
+            models: upstream
+                .base_url
+                .as_ref()
+                .filter(|_| upstream.probe_every.is_some())
+                .and_then(|base| model_list(base, upstream)),
             keys: keys.into_iter().map(|(_, key)| key).collect(),
             wheel,
         })

@@ -19,10 +19,16 @@ use sluice_domain::upstream::{Deadlines, ProviderKind, Upstream, UpstreamKey};
 use sluice_testkit::FakeUpstream;
 use sluice_upstream_pool::{
     Call, ClientOptions, Dispatcher, HealthRegistry, RoutePlan, RoutingInput, RoutingTable,
+    UpstreamReport,
 };
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::support::{FixedClock, Outcome, PAYER};
+
+/// How long anything may take, on whatever machine.
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A route in the making.
 pub(crate) struct Fleet {
@@ -131,6 +137,17 @@ impl Fleet {
 
     /// Builds the table anew, as after a change of the configuration.
     pub(crate) fn ready(&self) -> Ready {
+        let table = self.table();
+        let plan = table.find_route(PAYER.tenant_id, "alias").unwrap();
+        Ready {
+            dispatcher: Dispatcher::new(ClientOptions::default()),
+            plan,
+            ended: Arc::default(),
+            begun: Arc::default(),
+        }
+    }
+
+    fn table(&self) -> RoutingTable {
         let input = RoutingInput {
             upstreams: self.upstreams.clone(),
             keys: self.keys.clone(),
@@ -138,12 +155,28 @@ impl Fleet {
         };
         let (table, problems) = RoutingTable::build(input, &self.health);
         assert_eq!(problems, []);
-        let plan = table.find_route(PAYER.tenant_id, "alias").unwrap();
-        Ready {
-            dispatcher: Dispatcher::new(ClientOptions::default()),
-            plan,
-            ended: Arc::default(),
-            begun: Arc::default(),
+        table
+    }
+
+    /// Probes upstreams as they are now until it is dropped.
+    pub(crate) fn patrol(&self) -> JoinSet<()> {
+        let table = Arc::new(self.table());
+        let dispatcher = Dispatcher::new(ClientOptions::default());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move { dispatcher.patrol(|| Arc::clone(&table)).await });
+        tasks
+    }
+
+    /// Waits until the first upstream stands so.
+    pub(crate) async fn until(&self, stands: impl Fn(&UpstreamReport) -> bool) -> UpstreamReport {
+        let began = Instant::now();
+        loop {
+            let report = self.health.report().remove(0);
+            if stands(&report) {
+                return report;
+            }
+            assert!(began.elapsed() < PATIENCE, "{report:?}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 }

@@ -25,6 +25,8 @@ mod failure;
 mod fleet;
 
 #[cfg(test)]
+mod patrol;
+#[cfg(test)]
 mod probe;
 
 #[cfg(test)]

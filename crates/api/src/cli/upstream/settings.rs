@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use clap::Args;
 use serde_json::{Map, Value, json};
 use sluice_domain::address::ForbiddenAddress;
-use sluice_domain::pool::UpstreamLimits;
+use sluice_domain::pool::{ProbeInterval, UpstreamLimits};
 use sluice_domain::upstream::{ApiVersion, ClientGone, InvalidUpstream, Upstream};
 
 use crate::cli::input::{OrNone, WrongUsage, limit, millis};
@@ -44,6 +44,9 @@ pub(super) struct SettingArgs {
     /// Milliseconds that the breaker stays open at first [default: 60000]
     #[arg(long, value_name = "MS", value_parser = millis)]
     breaker_open_ms: Option<Duration>,
+    /// Ask it for its models this often, such as 30s, while no request tells how it is [default: none]
+    #[arg(long, value_name = "TIME|none")]
+    probe_every: Option<OrNone<ProbeInterval>>,
     #[command(flatten)]
     limits: LimitArgs,
     /// Version of Azure's interface, such as 2024-10-21; `none` for its v1 paths [default: none]
@@ -81,6 +84,7 @@ impl SettingArgs {
             breaker_failures,
             breaker_percent,
             breaker_open_ms,
+            probe_every,
             limits,
             api_version,
             allow_private,
@@ -95,6 +99,7 @@ impl SettingArgs {
             breaker_failures.is_none(),
             breaker_percent.is_none(),
             breaker_open_ms.is_none(),
+            probe_every.is_none(),
             limits.is_empty(),
             api_version.is_none(),
             allow_private.is_none(),
@@ -115,6 +120,7 @@ impl SettingArgs {
         set(&mut breaker.max_failures, self.breaker_failures);
         set(&mut breaker.max_failure_percent, self.breaker_percent);
         set(&mut breaker.open_for, self.breaker_open_ms);
+        set(&mut upstream.probe_every, self.probe_every.map(|or| or.0));
         self.limits.apply(&mut upstream.limits);
         set(&mut upstream.api_version, self.api_version.map(|or| or.0));
         set(&mut upstream.allow_private, self.allow_private);
@@ -145,9 +151,10 @@ fn set<T>(field: &mut T, wanted: Option<T>) {
 /// Checks an upstream, and says what to do about one that cannot be.
 pub(in crate::cli) fn check(upstream: &Upstream) -> anyhow::Result<()> {
     upstream.check().map_err(|invalid| match &invalid {
-        InvalidUpstream::NoUrl(_) | InvalidUpstream::Url(_) | InvalidUpstream::ApiVersion(_) => {
-            anyhow::Error::new(WrongUsage(invalid.to_string()))
-        }
+        InvalidUpstream::NoUrl(_)
+        | InvalidUpstream::Url(_)
+        | InvalidUpstream::ApiVersion(_)
+        | InvalidUpstream::Probe(_) => anyhow::Error::new(WrongUsage(invalid.to_string())),
         InvalidUpstream::Address(ForbiddenAddress::NotAllowed { .. }) => {
             anyhow!("{invalid}; say `--allow-private` if it is meant to be there")
         }
@@ -170,6 +177,10 @@ pub(super) fn all(upstream: &Upstream) -> Map<String, Value> {
         ("breaker_failures", json!(breaker.max_failures)),
         ("breaker_percent", json!(breaker.max_failure_percent)),
         ("breaker_open_ms", ms(breaker.open_for)),
+        (
+            "probe_every",
+            json!(upstream.probe_every.map(|every| every.to_string())),
+        ),
     ]
     .into_iter()
     .chain(["rpm", "tpm", "concurrency"].into_iter().zip(limits))
