@@ -250,6 +250,7 @@ impl RelayCall {
             token_bound: self.token_bound,
             render: &render,
             attempt_ended: &|record| self.side.attempt_ended(record),
+            abandoned: &|skipped| self.side.passed_over(skipped),
             clock: &app.clock,
             max_event_bytes: app.config.relay.max_event_bytes,
             max_held_bytes: app.config.relay.max_answer_bytes,

@@ -78,6 +78,8 @@ pub struct Call<'a> {
     pub render: &'a (dyn Fn(&TargetInfo<'_>) -> Bytes + Send + Sync),
     /// Called at the end of each attempt, so that attempts are known also when the client leaves.
     pub attempt_ended: &'a (dyn Fn(&AttemptRecord) + Send + Sync),
+    /// Called when the dispatch is dropped before its end, with what was passed over until then.
+    pub abandoned: &'a (dyn Fn(SkippedTargets) + Send + Sync),
     /// Tells when attempts begin.
     pub clock: &'a dyn Clock,
     /// The first event of a stream may be this long, in bytes.

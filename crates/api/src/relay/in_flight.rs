@@ -44,7 +44,7 @@ struct AttemptNotes {
     ended: Attempts,
     /// The attempt that has begun and has no result yet.
     begun: Option<AttemptRecord>,
-    /// What was passed over, once the dispatch has ended.
+    /// What was passed over, once the dispatch has ended or was broken off.
     skipped: SkippedTargets,
 }
 
@@ -73,11 +73,16 @@ impl SideNotes {
 
     /// Notes that an answer has begun, or that nothing is left to try.
     pub(crate) fn dispatched(&self, attempts: usize, skipped: SkippedTargets) {
+        self.passed_over(skipped);
+        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
+        self.dispatched_after.store(attempts, Ordering::Relaxed);
+    }
+
+    /// Notes what was passed over.
+    pub(crate) fn passed_over(&self, skipped: SkippedTargets) {
         if !skipped.is_empty() {
             self.attempts.lock().skipped = skipped;
         }
-        let attempts = u32::try_from(attempts).unwrap_or(u32::MAX);
-        self.dispatched_after.store(attempts, Ordering::Relaxed);
     }
 
     /// Returns how many attempts there were; 0 while the dispatch goes on.

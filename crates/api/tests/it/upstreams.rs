@@ -1,9 +1,11 @@
 //! Upstreams, their keys and routes as an admin sets and changes them.
 
 use serde_json::{Value, json};
-use sluice_testkit::{FakeUpstream, Request, Script, call};
+use sluice_testkit::{FakeUpstream, HttpClient, Request, Script, call};
 
-use crate::deployment::{Deployment, MODEL, PATIENCE, UPSTREAM_MODEL, chat, on_both_databases};
+use crate::deployment::{
+    Deployment, MODEL, PATIENCE, UPSTREAM_MODEL, chat, on_both_databases, streamed_chat,
+};
 
 fn listed(deployment: &Deployment, arguments: &[&str]) -> Value {
     let list = deployment.run(&[arguments, &["--json"]].concat());
@@ -230,6 +232,47 @@ on_both_databases! {
         }
         let unknown = ids[0].replace(&ids[0][20..], &"0".repeat(ids[0].len() - 20));
         assert!(refused(&relay.deployment, 1, &["explain", &unknown]).contains("there is no record of"));
+        relay.deployment.run(&["ledger", "verify"]);
+    }
+
+    async fn what_was_passed_over_is_known_also_when_the_client_leaves_before_an_answer(deployment: Deployment) {
+        let second = FakeUpstream::start();
+        let url = second.base_url();
+        deployment.run(&["upstream", "create", "second", "--kind", "compatible", "--url", &url, "--allow-private"]);
+        deployment.run(&["route", "set", MODEL, "--to", "fake", "--to", "second,tier=1"]);
+        let mut deployment = deployment;
+        // The head of a stream leaves before its first event is here.
+        deployment.set("SLUICE_RELAY_HEAD_WAIT_MS", "20");
+        let relay = deployment.start();
+        relay.upstream().default_script(Script::refuse(429).retry_after(120));
+        assert_eq!(relay.post("/v1/chat/completions", &chat(1)).await.status(), 200);
+
+        second.default_script(Script::new().stall_before_head(PATIENCE));
+        let request = Request::post("/v1/chat/completions", &streamed_chat(1)).key(relay.key());
+        // Once while the head is waited for or just after, once with the head here.
+        for reads_head in [false, true] {
+            let before = second.served().len();
+            let mut client = HttpClient::connect(relay.address).await.unwrap();
+            client.send(&request).await.unwrap();
+            if reads_head {
+                assert_eq!(client.read_head().await.unwrap().status, 200);
+            }
+            second.wait_for(|served| served.len() > before, PATIENCE).await;
+            drop(client);
+            second.wait_for_ends(before + 1, PATIENCE).await;
+        }
+        let records = relay.deployment.wait_for_records(3).await;
+        for record in &records[1..] {
+            assert_eq!(&*record.ending, "client_left");
+            let explained = listed(&relay.deployment, &["explain", &record.request_id.to_string()]);
+            let attempts = explained["attempts"].as_array().unwrap();
+            let told: Vec<_> = attempts.iter().map(|a| (&a["upstream"], &a["error"])).collect();
+            assert_eq!(told, [(&json!("second"), &json!("client_left"))]);
+            let skipped = explained["skipped"].as_array().unwrap();
+            let told: Vec<_> =
+                skipped.iter().map(|s| (&s["upstream"], &s["upstream_key"], &s["reason"])).collect();
+            assert_eq!(told, [(&json!("fake"), &json!("main"), &json!("cooldown"))]);
+        }
         relay.deployment.run(&["ledger", "verify"]);
     }
 

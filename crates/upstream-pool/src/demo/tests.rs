@@ -33,6 +33,7 @@ fn ask(endpoint: Endpoint, streams: bool, body: &Value) -> Result<Outcome, Box<F
         body: b"",
         token_bound: 0,
         attempt_ended: &|_| {},
+        abandoned: &|_| {},
         render: &|_| Bytes::new(),
         clock: &Fixed,
         max_event_bytes: 1 << 20,

@@ -1,5 +1,6 @@
 //! The way of one request through keys, targets and tiers.
 
+use std::mem;
 use std::time::Duration;
 
 use sluice_domain::id::UpstreamId;
@@ -414,13 +415,24 @@ impl<'a> Tour<'a> {
     }
 
     /// Returns the attempts and what was passed over, at the end of a request that was served.
-    pub(super) fn into_notes(self) -> (Attempts, SkippedTargets) {
-        (self.attempts, self.skipped)
+    pub(super) fn into_notes(mut self) -> (Attempts, SkippedTargets) {
+        (mem::take(&mut self.attempts), mem::take(&mut self.skipped))
     }
 
     /// Returns what the client is told.
-    pub(super) fn into_error(self) -> Box<DispatchError> {
-        self.advice.into_error(self.attempts, self.skipped)
+    pub(super) fn into_error(mut self) -> Box<DispatchError> {
+        let advice = mem::take(&mut self.advice);
+        let (attempts, skipped) = self.into_notes();
+        advice.into_error(attempts, skipped)
+    }
+}
+
+impl Drop for Tour<'_> {
+    fn drop(&mut self) {
+        // Whoever has asked for the notes has them.
+        if !self.skipped.is_empty() {
+            (self.call.abandoned)(mem::take(&mut self.skipped));
+        }
     }
 }
 

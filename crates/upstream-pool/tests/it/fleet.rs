@@ -256,6 +256,7 @@ impl Ready {
             body: asked.as_bytes(),
             token_bound: 100,
             attempt_ended: &|record| self.ended.lock().push(record.clone()),
+            abandoned: &|_| {},
             render: &|target| {
                 self.begun.lock().push(target.attempt);
                 Bytes::from(body(target.upstream_model))

@@ -152,6 +152,7 @@ impl Relay {
             body: b"{}",
             token_bound: 100,
             attempt_ended: &|_| {},
+            abandoned: &|_| {},
             render: &|target| Bytes::from(format!("{{\"model\":\"{}\"}}", target.upstream_model)),
             clock: &FixedClock,
             max_event_bytes: self.max_event_bytes,
