@@ -320,7 +320,7 @@ impl<'a> Attempt<'a> {
             is_named_error,
         } = first;
         if is_named_error || is_error_object(&data) {
-            return Err(answer.into_disguised(data));
+            return Err(answer.into_disguised(data, self.call.clock.now()));
         }
         Ok(answer.into_outcome(AnswerKind::Events, UpstreamBody::wire(prefix, wire)))
     }
@@ -372,7 +372,7 @@ impl<'a> Attempt<'a> {
             ));
         }
         if whole.len() <= MAX_DISGUISED_BYTES && is_error_object(&whole) {
-            return Err(answer.into_disguised(whole));
+            return Err(answer.into_disguised(whole, self.call.clock.now()));
         }
         Ok(answer.into_outcome(AnswerKind::Document, UpstreamBody::in_memory(whole)))
     }
@@ -394,13 +394,17 @@ impl AnswerHead {
     }
 
     /// Turns an error object that came with status 200 into what it should have been.
-    fn into_disguised(mut self, data: Bytes) -> Box<Failure> {
+    fn into_disguised(mut self, data: Bytes, now: UnixMillis) -> Box<Failure> {
         let fault = read_fault(&data).unwrap_or_default();
         let (status, class) = classify_disguised(&fault);
+        // Other answers tell of limits too, which then are no reason to wait.
+        let wait = (class == ErrorClass::RateLimited)
+            .then(|| retry_after(&self.headers, now))
+            .flatten();
         self.status = status;
         self.headers
             .insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        Failure::refused(class, self.refusal(data, fault), None)
+        Failure::refused(class, self.refusal(data, fault), wait)
     }
 
     fn into_outcome(self, kind: AnswerKind, body: UpstreamBody) -> Outcome {

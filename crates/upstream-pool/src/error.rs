@@ -36,8 +36,11 @@ pub enum ErrorClass {
     Status,
     /// The provider limits this upstream key: 429.
     RateLimited,
-    /// The provider refuses this upstream key: 401, 403.
+    /// The provider refuses this upstream key, whatever is asked: 401, 403.
     Auth,
+    /// The provider knows this upstream key, which may not use the model or the feature: another key may,
+    /// and this one may serve other requests.
+    Forbidden,
     /// The account behind this upstream key has no money: 402, `insufficient_quota`.
     Funds,
     /// The provider does not know what our configuration names: a deployment, a path, a version.
@@ -53,7 +56,7 @@ pub enum ErrorClass {
 
 words!(
     ErrorClass,
-    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, funds, misconfigured, caller_fault, context_length, internal",
+    "no_target, connect, timeout, reset, cut, protocol, status, rate_limited, auth, forbidden, funds, misconfigured, caller_fault, context_length, internal",
     {
         ErrorClass::NoTarget => "no_target",
         ErrorClass::Connect => "connect",
@@ -64,6 +67,7 @@ words!(
         ErrorClass::Status => "status",
         ErrorClass::RateLimited => "rate_limited",
         ErrorClass::Auth => "auth",
+        ErrorClass::Forbidden => "forbidden",
         ErrorClass::Funds => "funds",
         ErrorClass::Misconfigured => "misconfigured",
         ErrorClass::CallerFault => "caller_fault",
@@ -95,6 +99,7 @@ impl ErrorClass {
         Self::Status,
         Self::RateLimited,
         Self::Auth,
+        Self::Forbidden,
         Self::Funds,
         Self::Misconfigured,
         Self::CallerFault,
@@ -117,6 +122,7 @@ impl ErrorClass {
             | Self::Status
             | Self::RateLimited
             | Self::Auth
+            | Self::Forbidden
             | Self::Funds => ErrorOrigin::Upstream,
         }
     }
@@ -132,6 +138,7 @@ impl ErrorClass {
             Self::Status => "the upstream failed",
             Self::RateLimited => "the upstream limits the rate of this upstream key",
             Self::Auth => "the upstream refused this upstream key",
+            Self::Forbidden => "the upstream does not let this upstream key use the model",
             Self::Funds => "the upstream account has no funds left",
             Self::Misconfigured => "the upstream does not know what its configuration names",
             Self::CallerFault => "the upstream refused the request",

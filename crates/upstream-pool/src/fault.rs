@@ -81,10 +81,7 @@ pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>)
         return class;
     }
     match status.as_u16() {
-        // The key is good, its project may not use the model.
-        403 if fault.is_some_and(|fault| fault.code.as_deref() == Some("model_not_found")) => {
-            ErrorClass::Misconfigured
-        }
+        401 | 403 if fault.is_some_and(is_permission) => ErrorClass::Forbidden,
         401 | 403 => ErrorClass::Auth,
         402 => ErrorClass::Funds,
         429 => ErrorClass::RateLimited,
@@ -102,70 +99,102 @@ pub(crate) fn classify_status(status: StatusCode, fault: Option<&ProviderFault>)
     }
 }
 
+/// Returns whether a refused key is good for other requests: it may not use the model, the feature or
+/// the endpoint of this one.
+///
+/// # Source
+/// Anthropic: 403 `permission_error`. OpenAI: 403 `model_not_found` where the project of the key may
+/// not use the model; "You have insufficient permissions for this operation. Missing scopes: …", with
+/// 401 or 403, where the key is restricted. Azure: 401 or 403 `PermissionDenied`, where the role of the
+/// caller lacks the operation; its 403 with code `403` is about networks, and so about every request.
+fn is_permission(fault: &ProviderFault) -> bool {
+    let words = [fault.code.as_deref(), fault.kind.as_deref()];
+    let says = |word: &str| words.contains(&Some(word));
+    says("permission_error")
+        || says("model_not_found")
+        || says("PermissionDenied")
+        || fault
+            .message
+            .as_deref()
+            .is_some_and(|message| message.contains("insufficient permissions for this operation"))
+}
+
 /// Returns whether a refusal without a word for it says that the request is too long for the model.
 ///
 /// # Source
 /// vLLM: "This model's maximum context length is 4096 tokens. However, you requested …"; Anthropic:
-/// "prompt is too long: 200251 tokens > 200000 maximum". Neither has a code for it.
+/// "prompt is too long: 200251 tokens > 200000 maximum" and "input length and `max_tokens` exceed context
+/// limit: …". None has a code for it.
 fn says_too_long(fault: &ProviderFault) -> bool {
     fault.message.as_deref().is_some_and(|message| {
-        message.contains("maximum context length") || message.contains("prompt is too long")
+        message.contains("maximum context length")
+            || message.contains("prompt is too long")
+            || message.contains("exceed context limit")
     })
 }
 
-/// Classifies an error object that came with status 200, and the status that it stands for.
+/// Classifies an error object that came with status 200, and the status that it stands for: as if it
+/// had come with that status.
 pub(crate) fn classify_disguised(fault: &ProviderFault) -> (StatusCode, ErrorClass) {
-    let number = fault
-        .code
-        .as_deref()
-        .and_then(|code| code.parse::<u16>().ok());
-    if let Some(status) = number
-        .filter(|n| (400..600).contains(n))
-        .and_then(|n| StatusCode::from_u16(n).ok())
-    {
-        return (status, classify_status(status, Some(fault)));
-    }
-    if let Some(status) = fault.kind.as_deref().and_then(status_of_kind) {
-        return (status, classify_status(status, Some(fault)));
-    }
-    let class = classify_words(fault).unwrap_or_else(|| {
-        let words = [fault.code.as_deref(), fault.kind.as_deref()];
-        let says = |word: &str| words.contains(&Some(word));
-        if says("rate_limit_exceeded") || says("rate_limit_error") {
-            ErrorClass::RateLimited
-        } else if says("invalid_request_error") || says("BadRequestError") {
-            ErrorClass::CallerFault
-        } else {
-            ErrorClass::Status
-        }
-    });
-    let status = match class {
-        ErrorClass::RateLimited => StatusCode::TOO_MANY_REQUESTS,
-        ErrorClass::CallerFault | ErrorClass::ContextLength => StatusCode::BAD_REQUEST,
-        ErrorClass::Auth => StatusCode::UNAUTHORIZED,
-        ErrorClass::Funds => StatusCode::PAYMENT_REQUIRED,
-        ErrorClass::Misconfigured => StatusCode::NOT_FOUND,
-        _ => StatusCode::INTERNAL_SERVER_ERROR,
-    };
-    (status, class)
+    let status = status_of_words(fault)
+        .and_then(|status| StatusCode::from_u16(status).ok())
+        .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    (status, classify_status(status, Some(fault)))
 }
 
-/// Returns the status that Anthropic answers with a kind of error. Words that others use too are left
-/// out.
-fn status_of_kind(kind: &str) -> Option<StatusCode> {
-    let status = match kind {
-        "authentication_error" => 401,
-        "billing_error" => 402,
-        "permission_error" => 403,
-        "not_found_error" => 404,
+/// Returns the status that an error object says to stand for, if it does. Of code and type the code
+/// says more.
+fn status_of_words(fault: &ProviderFault) -> Option<u16> {
+    let of_words = [fault.code.as_deref(), fault.kind.as_deref()]
+        .into_iter()
+        .flatten()
+        .find_map(status_of_word);
+    // A bare sentence has nothing else.
+    of_words.or_else(|| says_too_long(fault).then_some(400))
+}
+
+/// Returns the status that providers answer with a code or a type of error.
+///
+/// # Source
+/// OpenAI's and Anthropic's pages about errors, and the class names of vLLM's. An OpenAI error of type
+/// `requests` or `tokens` is about a limit of those.
+fn status_of_word(word: &str) -> Option<u16> {
+    if let Ok(status @ 400..600) = word.parse() {
+        return Some(status);
+    }
+    let status = match word {
+        "invalid_request_error"
+        | "BadRequestError"
+        | "context_length_exceeded"
+        | "content_filter"
+        | "content_policy_violation"
+        | "ResponsibleAIPolicyViolation" => 400,
+        "authentication_error" | "invalid_api_key" | "AuthenticationError" => 401,
+        "billing_error" | "insufficient_balance" => 402,
+        "permission_error"
+        | "PermissionDenied"
+        | "PermissionDeniedError"
+        | "unsupported_country_region_territory" => 403,
+        "not_found_error" | "NotFoundError" | "model_not_found" | "DeploymentNotFound" => 404,
         "request_too_large" => 413,
-        "rate_limit_error" => 429,
-        "api_error" => 500,
+        "UnprocessableEntityError" => 422,
+        "rate_limit_error"
+        | "rate_limit_exceeded"
+        | "RateLimitError"
+        | "requests"
+        | "tokens"
+        | "insufficient_quota"
+        | "credit_balance_exhausted"
+        | "billing_hard_limit_reached"
+        | "billing_not_active"
+        | "enforced_spend_limit_reached" => 429,
+        "api_error" | "server_error" | "InternalServerError" => 500,
+        "server_is_overloaded" | "ServiceUnavailableError" => 503,
         "timeout_error" => 504,
         "overloaded_error" => 529,
         _ => return None,
     };
-    StatusCode::from_u16(status).ok()
+    Some(status)
 }
 
 /// Classifies by the words that decide whatever the status is.
@@ -250,9 +279,16 @@ mod tests {
             r#"{"error":{"message":"m","code":"context_length_exceeded"}}"#,
             r#"{"object":"error","message":"This model's maximum context length is 4096 tokens. However, …","type":"BadRequestError","code":400}"#,
             r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 2 tokens > 1 maximum"}}"#,
+            r#"{"type":"error","error":{"type":"invalid_request_error","message":"input length and `max_tokens` exceed context limit: 3 + 2 > 4, decrease input length"}}"#,
         ] {
             assert_eq!(class(400, body), ErrorClass::ContextLength, "{body}");
+            let fault = read_fault(body.as_bytes()).unwrap();
+            let disguised = (StatusCode::BAD_REQUEST, ErrorClass::ContextLength);
+            assert_eq!(classify_disguised(&fault), disguised, "{body}");
         }
+        let bare = read_fault(br#"{"error":"This model's maximum context length is 4 tokens."}"#);
+        let disguised = (StatusCode::BAD_REQUEST, ErrorClass::ContextLength);
+        assert_eq!(classify_disguised(&bare.unwrap()), disguised);
         assert_eq!(
             class(500, r#"{"error":{"message":"maximum context length"}}"#),
             ErrorClass::Status
@@ -294,8 +330,13 @@ mod tests {
             ),
             (
                 403,
-                r#"{"error":{"code":"model_not_found","message":"m"}}"#,
-                ErrorClass::Misconfigured,
+                r#"{"error":{"code":"403","message":"Access denied due to Virtual Network/Firewall rules."}}"#,
+                ErrorClass::Auth,
+            ),
+            (
+                401,
+                r#"{"error":{"code":"PermissionDenied","message":"The principal lacks the required data action."}}"#,
+                ErrorClass::Forbidden,
             ),
             (
                 429,
@@ -311,6 +352,161 @@ mod tests {
             read_fault(refused.as_bytes()).unwrap().code.as_deref(),
             Some("ResponsibleAIPolicyViolation")
         );
+    }
+
+    #[test]
+    fn a_key_that_may_not_use_one_model_is_told_from_one_that_is_refused() {
+        for (status, body, expected) in [
+            (
+                403,
+                r#"{"type":"error","error":{"type":"permission_error","message":"m"}}"#,
+                ErrorClass::Forbidden,
+            ),
+            (
+                403,
+                r#"{"error":{"message":"Project `p` does not have access to model `m`","type":"invalid_request_error","code":"model_not_found"}}"#,
+                ErrorClass::Forbidden,
+            ),
+            (
+                401,
+                r#"{"error":{"message":"You have insufficient permissions for this operation. Missing scopes: model.request.","type":"invalid_request_error","code":null}}"#,
+                ErrorClass::Forbidden,
+            ),
+            (
+                403,
+                r#"{"error":{"message":"m","type":"request_forbidden","code":"unsupported_country_region_territory"}}"#,
+                ErrorClass::Auth,
+            ),
+            (
+                403,
+                r#"{"type":"error","error":{"type":"forbidden","message":"Request not allowed"}}"#,
+                ErrorClass::Auth,
+            ),
+            (
+                401,
+                r#"{"type":"error","error":{"type":"authentication_error","message":"m"}}"#,
+                ErrorClass::Auth,
+            ),
+            (403, "<html>", ErrorClass::Auth),
+        ] {
+            assert_eq!(class(status, body), expected, "{body}");
+        }
+    }
+
+    /// What every provider answers honestly must mean the same in disguise.
+    #[test]
+    fn an_error_means_the_same_with_its_status_and_in_disguise() {
+        for (status, body) in [
+            (
+                400,
+                r#"{"error":{"type":"invalid_request_error","code":null,"message":"m"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"type":"invalid_request_error","code":"content_filter"}}"#,
+            ),
+            (
+                401,
+                r#"{"error":{"type":"invalid_request_error","code":"invalid_api_key"}}"#,
+            ),
+            (
+                403,
+                r#"{"error":{"type":"request_forbidden","code":"unsupported_country_region_territory"}}"#,
+            ),
+            (
+                404,
+                r#"{"error":{"type":"invalid_request_error","code":"model_not_found"}}"#,
+            ),
+            (
+                404,
+                r#"{"error":{"code":"DeploymentNotFound","message":"m"}}"#,
+            ),
+            (
+                429,
+                r#"{"error":{"type":"requests","code":"rate_limit_exceeded"}}"#,
+            ),
+            (
+                429,
+                r#"{"error":{"type":"tokens","code":null,"message":"m"}}"#,
+            ),
+            (
+                429,
+                r#"{"error":{"type":"insufficient_quota","code":"insufficient_quota"}}"#,
+            ),
+            (
+                500,
+                r#"{"error":{"type":"server_error","code":null,"message":"m"}}"#,
+            ),
+            (
+                503,
+                r#"{"error":{"type":"server_error","code":"server_is_overloaded"}}"#,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"maximum context length","type":"BadRequestError","code":400}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"type":"BadRequestError","code":null,"message":"maximum context length"}}"#,
+            ),
+            (
+                404,
+                r#"{"object":"error","message":"m","type":"NotFoundError","code":404}"#,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"m"}}"#,
+            ),
+            (
+                400,
+                r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long"}}"#,
+            ),
+            (
+                401,
+                r#"{"type":"error","error":{"type":"authentication_error","message":"m"}}"#,
+            ),
+            (
+                402,
+                r#"{"type":"error","error":{"type":"billing_error","message":"m"}}"#,
+            ),
+            (
+                403,
+                r#"{"type":"error","error":{"type":"permission_error","message":"m"}}"#,
+            ),
+            (
+                404,
+                r#"{"type":"error","error":{"type":"not_found_error","message":"m"}}"#,
+            ),
+            (
+                413,
+                r#"{"type":"error","error":{"type":"request_too_large","message":"m"}}"#,
+            ),
+            (
+                429,
+                r#"{"type":"error","error":{"type":"rate_limit_error","message":"m"}}"#,
+            ),
+            (
+                500,
+                r#"{"type":"error","error":{"type":"api_error","message":"m"}}"#,
+            ),
+            (
+                504,
+                r#"{"type":"error","error":{"type":"timeout_error","message":"m"}}"#,
+            ),
+            (
+                529,
+                r#"{"type":"error","error":{"type":"overloaded_error","message":"m"}}"#,
+            ),
+        ] {
+            let fault = read_fault(body.as_bytes()).unwrap();
+            let honest = StatusCode::from_u16(status).unwrap();
+            let expected = (honest, classify_status(honest, Some(&fault)));
+            assert_eq!(classify_disguised(&fault), expected, "{body}");
+        }
     }
 
     #[test]
@@ -386,7 +582,7 @@ mod tests {
             ("invalid_request_error", (400, ErrorClass::CallerFault)),
             ("authentication_error", (401, ErrorClass::Auth)),
             ("billing_error", (402, ErrorClass::Funds)),
-            ("permission_error", (403, ErrorClass::Auth)),
+            ("permission_error", (403, ErrorClass::Forbidden)),
             ("not_found_error", (404, ErrorClass::CallerFault)),
             ("request_too_large", (413, ErrorClass::CallerFault)),
             ("rate_limit_error", (429, ErrorClass::RateLimited)),

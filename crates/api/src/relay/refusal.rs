@@ -40,7 +40,7 @@ pub(crate) fn refusal(error: DispatchError) -> (ApiError, &'static str) {
         | ErrorClass::Internal => Code::UpstreamError,
         ErrorClass::Timeout => Code::UpstreamTimeout,
         ErrorClass::RateLimited => Code::RateLimitExceeded,
-        ErrorClass::Auth | ErrorClass::Funds => Code::UpstreamAuthError,
+        ErrorClass::Auth | ErrorClass::Forbidden | ErrorClass::Funds => Code::UpstreamAuthError,
         ErrorClass::CallerFault | ErrorClass::ContextLength => return caller_fault(error),
     };
     let answer = match code {

@@ -152,7 +152,10 @@ const fn usefulness(class: ErrorClass) -> u8 {
         ErrorClass::Reset | ErrorClass::Cut | ErrorClass::Protocol => 5,
         ErrorClass::Connect => 4,
         ErrorClass::NoTarget => 3,
-        ErrorClass::Auth | ErrorClass::Funds | ErrorClass::Misconfigured => 2,
+        ErrorClass::Auth
+        | ErrorClass::Forbidden
+        | ErrorClass::Funds
+        | ErrorClass::Misconfigured => 2,
         ErrorClass::Internal => 1,
     }
 }

@@ -118,7 +118,7 @@ impl Pass {
                 self.upstream.abandon(upstream.ticket, now);
                 self.key.abandon(key.ticket, now);
             }
-            Blame::Caller => self.pass_over((upstream, key), now),
+            Blame::Request => self.pass_over((upstream, key), now),
             Blame::Key => {
                 self.pass_over((upstream, key), now);
                 if class == ErrorClass::RateLimited {
@@ -284,8 +284,8 @@ fn give_back(
 pub(crate) enum Blame {
     /// This machine, or nobody.
     Nobody,
-    /// The client's request.
-    Caller,
+    /// What was asked, or with which key that was asked: upstream and key are well.
+    Request,
     /// The upstream key.
     Key,
     /// The upstream.
@@ -297,7 +297,7 @@ impl ErrorClass {
     pub(crate) const fn blame(self) -> Blame {
         match self {
             Self::NoTarget | Self::Misconfigured | Self::Internal => Blame::Nobody,
-            Self::CallerFault | Self::ContextLength => Blame::Caller,
+            Self::CallerFault | Self::ContextLength | Self::Forbidden => Blame::Request,
             Self::RateLimited | Self::Auth | Self::Funds => Blame::Key,
             Self::Connect
             | Self::Timeout

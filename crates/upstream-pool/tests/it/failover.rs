@@ -296,6 +296,20 @@ async fn a_request_that_is_too_long_goes_to_the_larger_model_and_to_nothing_else
     );
     assert_eq!(answer.upstream_model().map(|m| &**m), Some("model-2"));
 
+    // The same without an honest status: as the whole answer, or as the first event.
+    let as_anthropic = r#"{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 2 tokens > 1 maximum"}}"#;
+    for body in [too_long, as_anthropic] {
+        let ready = fleet().with_last_for_long_requests().ready();
+        fakes[0].default_script(Script::body(200, "application/json", body));
+        let answer = ready.ask().await.unwrap();
+        let expected = attempts(&[(0, "context_length"), (2, "")]);
+        assert_eq!(tried(&answer.attempts), expected, "{body}");
+        fakes[0].default_script(Script::events([format!("data: {body}\n\n")]));
+        let answer = ready.stream().await.unwrap();
+        assert_eq!(tried(&answer.attempts), expected, "{body}");
+    }
+    let asked = fakes[2].served().len();
+
     // The larger one is for such requests only.
     fakes[0].default_script(Script::refuse(429).retry_after(600));
     fakes[1].default_script(Script::refuse(429).retry_after(600));
@@ -306,7 +320,7 @@ async fn a_request_that_is_too_long_goes_to_the_larger_model_and_to_nothing_else
         .await
         .unwrap_err();
     assert_eq!(error.class, ErrorClass::RateLimited);
-    assert_eq!(fakes[2].served().len(), 1);
+    assert_eq!(fakes[2].served().len(), asked);
 
     // Without one the client is told.
     fakes[0].default_script(Script::body(400, "application/json", too_long));
@@ -317,6 +331,61 @@ async fn a_request_that_is_too_long_goes_to_the_larger_model_and_to_nothing_else
         error.refusal.unwrap().fault.code.as_deref(),
         Some("context_length_exceeded")
     );
+}
+
+#[tokio::test]
+async fn a_key_that_may_not_use_one_model_goes_on_serving_the_others() {
+    let forbidden = [
+        r#"{"type":"error","error":{"type":"permission_error","message":"m"}}"#,
+        r#"{"error":{"message":"m","type":"invalid_request_error","code":"model_not_found"}}"#,
+    ];
+    for body in forbidden {
+        let (first, second) = (FakeUpstream::start(), FakeUpstream::start());
+        let refusal = Script::body(403, "application/json", body);
+        first.script_for_key("sk-0-0", refusal.clone());
+        let mut fleet = Fleet::of(&[(&first, 2), (&second, 1)]);
+        let ready = fleet.ready();
+        for _ in 0..4 {
+            let answer = ready.ask().await.unwrap();
+            assert_eq!(
+                tried(&answer.attempts).last(),
+                Some(&(0, None)),
+                "another key"
+            );
+        }
+        assert!(first.served_for("sk-0-0").len() > 1, "it is asked again");
+        assert_eq!(second.served().len(), 0);
+
+        // Where no key may, another target serves, and nothing is held against anyone.
+        first.script_for_key("sk-0-1", refusal);
+        let answer = ready.ask().await.unwrap();
+        assert_eq!(
+            tried(&answer.attempts),
+            attempts(&[(0, "forbidden"), (0, "forbidden"), (1, "")])
+        );
+        for report in &fleet.health.report()[0].keys {
+            let state = (report.quarantine, report.cooldown, report.failures);
+            assert_eq!(state, (None, None, 0));
+        }
+        fleet.route.targets.truncate(1);
+        let error = fleet.ready().ask().await.unwrap_err();
+        assert_eq!(error.class, ErrorClass::Forbidden);
+
+        first.script_for_key("sk-0-0", Script::new());
+        first.script_for_key("sk-0-1", Script::new());
+        let answer = ready.ask().await.unwrap();
+        assert_eq!(tried(&answer.attempts), attempts(&[(0, "")]));
+    }
+}
+
+#[tokio::test]
+async fn a_limit_in_disguise_is_kept_as_long_as_it_says() {
+    let up = FakeUpstream::start();
+    let limited = r#"{"error":{"type":"requests","code":"rate_limit_exceeded","message":"m"}}"#;
+    up.script(Script::body(200, "application/json", limited).retry_after(90));
+    let error = Fleet::of(&[(&up, 1)]).ready().ask().await.unwrap_err();
+    assert_eq!(error.class, ErrorClass::RateLimited);
+    assert_eq!(error.retry_after, Some(Duration::from_secs(90)));
 }
 
 #[tokio::test]
