@@ -1,9 +1,11 @@
 //! The models that a key may ask for.
 
+mod page;
+
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::{Extension, Path, State};
+use axum::extract::{Extension, Path, RawQuery, State};
 use axum::response::Response;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue};
@@ -19,6 +21,8 @@ use crate::auth::credential::credential;
 use crate::error::ApiError;
 use crate::relay::model_not_found;
 use crate::server::RequestContext;
+
+use self::page::Page;
 
 #[derive(Serialize)]
 struct Model<'a> {
@@ -73,11 +77,12 @@ impl<'a> Model<'a> {
     }
 }
 
-/// `GET /v1/models`: every model that this key may use, in the client's protocol. Routes by pattern
-/// are not listed.
+/// `GET /v1/models`: every model that this key may use, in the client's protocol, by pages in that of
+/// Anthropic. Routes by pattern are not listed.
 pub(crate) async fn list(
     State(worker): State<Arc<Worker>>,
     Extension(context): Extension<RequestContext>,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
 ) -> Response {
     let protocol = context.protocol(&headers);
@@ -93,11 +98,20 @@ pub(crate) async fn list(
             data: allowed.map(Model::of).collect(),
         }),
         Protocol::Anthropic => {
-            let data: Vec<_> = allowed
+            let page = match Page::read(query.as_deref()) {
+                Ok(page) => page,
+                Err(error) => return context.answer(error, &headers),
+            };
+            let allowed: Vec<_> = allowed.collect();
+            let ids: Vec<&str> = allowed.iter().map(|entry| &*entry.id).collect();
+            let (range, has_more) = page.of(&ids);
+            let shown = allowed.get(range).unwrap_or_default();
+            let data: Vec<_> = shown
+                .iter()
                 .map(|entry| AnthropicModel::new(&entry.id, entry.created))
                 .collect();
             json(&AnthropicList {
-                has_more: false,
+                has_more,
                 first_id: data.first().map(|model| model.id),
                 last_id: data.last().map(|model| model.id),
                 data,

@@ -286,10 +286,44 @@ async fn models_are_listed_in_the_words_of_the_client() {
     let created = model["created_at"].as_str().unwrap();
     assert!(created.ends_with('Z') && created.contains('T'), "{created}");
     assert_eq!(&get(&format!("/v1/models/{CLAUDE}")).await.json(), model);
+    let first = get("/v1/models?limit=1").await.json();
+    assert_eq!(
+        (&first["data"], &first["last_id"], &first["has_more"]),
+        (&json!([model]), &json!(CLAUDE), &json!(true))
+    );
+    let rest = get(&format!("/v1/models?limit=1000&after_id={CLAUDE}"))
+        .await
+        .json();
+    assert_eq!(
+        (&rest["first_id"], &rest["has_more"]),
+        (&list["data"][1]["id"], &json!(false))
+    );
+    assert_eq!(
+        get(&format!(
+            "/v1/models?limit=1&before_id={}",
+            rest["first_id"].as_str().unwrap()
+        ))
+        .await
+        .json()["data"],
+        json!([model])
+    );
+    let none = get(&format!("/v1/models?before_id={CLAUDE}")).await.json();
+    assert_eq!(
+        (&none["data"], &none["first_id"], &none["last_id"]),
+        (&json!([]), &json!(null), &json!(null))
+    );
+    let refused = get("/v1/models?limit=0").await;
+    assert_eq!(refused.status(), 400);
+    assert_eq!(refused.json()["error"]["type"], "invalid_request_error");
     let missing = get("/v1/models/claude-none").await;
     assert_eq!(missing.status(), 404);
     assert_eq!(missing.json()["error"]["type"], "not_found_error");
-    let others = relay.get("/v1/models").await.json();
+    // The other API has no pages.
+    let others = relay.get("/v1/models?limit=1").await.json();
+    assert_eq!(
+        others["data"].as_array().unwrap().len(),
+        list["data"].as_array().unwrap().len()
+    );
     assert_eq!(
         (&others["object"], &others["data"][0]["object"]),
         (&json!("list"), &json!("model"))
