@@ -195,9 +195,7 @@ impl Deployment {
     #[track_caller]
     pub(crate) fn start(self) -> Relay {
         let process = self.program(&["serve"]).start();
-        let line = process.wait_for_line("accepting requests", PATIENCE);
-        let event: Value = serde_json::from_str(&line).unwrap();
-        let address = event["address"].as_str().unwrap().parse().unwrap();
+        let address = address_of(&process);
         Relay {
             deployment: self,
             process,
@@ -285,6 +283,14 @@ impl Deployment {
     pub(crate) async fn only_record(&self) -> StoredRecord {
         self.wait_for_records(1).await.remove(0)
     }
+}
+
+/// Waits until a relay accepts requests, and returns where.
+#[track_caller]
+pub(crate) fn address_of(process: &RunningProcess) -> SocketAddr {
+    let line = process.wait_for_line("accepting requests", PATIENCE);
+    let event: Value = serde_json::from_str(&line).unwrap();
+    event["address"].as_str().unwrap().parse().unwrap()
 }
 
 /// A running relay.

@@ -43,6 +43,8 @@ mod pass_through;
 #[cfg(test)]
 mod probes;
 #[cfg(test)]
+mod quarantine;
+#[cfg(test)]
 mod restart;
 #[cfg(test)]
 mod sdk;
