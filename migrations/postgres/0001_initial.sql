@@ -649,9 +649,11 @@ BEGIN
         FOREACH parent IN ARRAY ARRAY['usage_rows', 'failed_attempts', 'skipped_targets'] LOOP
             child := parent || '_' || to_char(low, 'YYYY_MM');
             CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
-            -- Two instances may come here at once.
+            -- Two instances may come here at once. That the name was free a moment ago is remembered
+            -- by this session, and taking the lock does not make it forget that; the catalog knows.
             PERFORM pg_advisory_xact_lock(hashtext('sluice_ensure_partitions'));
-            CONTINUE WHEN to_regclass(quote_ident(child)) IS NOT NULL;
+            CONTINUE WHEN EXISTS (
+                SELECT FROM pg_class WHERE relname = child AND pg_table_is_visible(oid));
             -- Attaching waits for no reader of the parent; PARTITION OF would.
             EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', child, parent);
             EXECUTE format(

@@ -209,4 +209,26 @@ async fn every_time_is_in_one_stored_month_whatever_clocks_and_zones_do(database
     database.check().await;
 }
 
-on_both! { every_time_is_in_one_stored_month_whatever_clocks_and_zones_do }
+/// Instances that start together find the same month missing.
+async fn many_write_the_calendar_at_once(database: &Database) {
+    for year in 0..20 {
+        let now = UnixMillis(NOW.0 + year * 366 * DAY);
+        let writers: Vec<_> = (0..6)
+            .map(|_| {
+                let storage = database.storage.clone();
+                tokio::spawn(async move { storage.ensure_calendar(now).await })
+            })
+            .collect();
+        let mut partitions = 0;
+        for writer in writers {
+            partitions += writer.await.unwrap().unwrap().partitions;
+        }
+        // Each is made once, and SQLite has none.
+        assert!(partitions == 9 || partitions == 0, "{partitions}");
+    }
+}
+
+on_both! {
+    every_time_is_in_one_stored_month_whatever_clocks_and_zones_do,
+    many_write_the_calendar_at_once,
+}
