@@ -37,11 +37,12 @@ words!(ProviderKind, "openai, azure, anthropic, compatible, demo", {
 });
 
 impl ProviderKind {
-    /// Returns the protocol that upstreams of this kind speak.
-    pub const fn protocol(self) -> Protocol {
+    /// Returns whether upstreams of this kind speak a protocol.
+    pub const fn speaks(self, protocol: Protocol) -> bool {
         match self {
-            Self::OpenAi | Self::Azure | Self::Compatible | Self::Demo => Protocol::OpenAi,
-            Self::Anthropic => Protocol::Anthropic,
+            Self::OpenAi | Self::Azure | Self::Compatible => matches!(protocol, Protocol::OpenAi),
+            Self::Anthropic => matches!(protocol, Protocol::Anthropic),
+            Self::Demo => true,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The built-in upstream of kind `demo`: it answers by itself and says so.
 //!
-//! It speaks the OpenAI protocol as far as a first try needs: chat and legacy completions, streamed
-//! and not, and embeddings. It never calls a model. A token is a word here, that is, characters
-//! between white space; usage is counted by that rule on both sides, and `max_tokens` and
-//! `max_completion_tokens` cut the answer by it.
+//! It speaks both protocols as far as a first try needs: chat and legacy completions and messages,
+//! streamed and not, embeddings, and the count of the tokens of a message. It never calls a model. A
+//! token is a word here, that is, characters between white space; usage is counted by that rule on both
+//! sides, and `max_tokens` and `max_completion_tokens` cut the answer by it.
 
 mod embedding;
+
+mod envelope;
 
 mod request;
 
@@ -17,7 +19,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
-use sluice_domain::route::Endpoint;
+use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::time::UnixMillis;
 
 use crate::attempt::{Failure, Outcome};
@@ -26,6 +28,7 @@ use crate::dispatch::{AnswerKind, Call};
 use crate::error::{ErrorClass, ProviderFault, Refusal};
 use crate::routing::TargetInfo;
 
+use self::envelope::{Envelope, Said, Shape};
 use self::request::{DemoRequest, InvalidRequest, count_words};
 use self::stream::DemoStream;
 
@@ -40,15 +43,6 @@ const ADVICE: &str = "To talk to a real model, set OPENAI_API_KEY and start `slu
 /// Distinguishes answers that were made in the same millisecond.
 static ANSWERS: AtomicU64 = AtomicU64::new(0);
 
-/// The fields that every document and every chunk begins with.
-#[derive(Debug, Clone)]
-pub(crate) struct Envelope {
-    id: String,
-    created: i64,
-    model: String,
-    is_chat: bool,
-}
-
 /// Answers a request.
 pub(crate) fn answer(
     call: &Call<'_>,
@@ -56,25 +50,27 @@ pub(crate) fn answer(
     body: &[u8],
     now: UnixMillis,
 ) -> Result<Outcome, Box<Failure>> {
+    let protocol = call.endpoint.protocol();
+    let refuse = |invalid| refuse(protocol, invalid);
     let request = DemoRequest::read(call.endpoint, body).map_err(refuse)?;
-    let is_chat = match call.endpoint {
-        Endpoint::ChatCompletions => true,
-        // Messages were refused when they were read: none is routed here.
-        Endpoint::Completions | Endpoint::Messages | Endpoint::CountTokens => false,
+    let input = request.input_words;
+    let shape = match call.endpoint {
+        Endpoint::ChatCompletions => Shape::Chat,
+        Endpoint::Completions => Shape::Completion,
+        Endpoint::Messages => Shape::Message,
         Endpoint::Embeddings => {
             let answer = embedding::answer(&request, target.upstream_model).map_err(refuse)?;
             return Ok(document(&answer));
         }
+        Endpoint::CountTokens => return Ok(document(&json!({ "input_tokens": input }))),
     };
     let number = ANSWERS.fetch_add(1, Ordering::Relaxed);
-    let prefix = if is_chat { "chatcmpl" } else { "cmpl" };
     let envelope = Envelope {
-        id: format!("{prefix}-demo{:x}{number:04x}", now.0),
+        id: format!("{}demo{:x}{number:04x}", shape.prefix(), now.0),
         created: now.as_seconds(),
         model: target.upstream_model.to_string(),
-        is_chat,
+        shape,
     };
-    let input = request.input_words;
     let said = if input == 1 {
         "1 word".to_owned()
     } else {
@@ -82,42 +78,17 @@ pub(crate) fn answer(
     };
     let text = format!("{OPENING} Your request had {said}. {ADVICE}");
     let (text, is_cut) = cut(text, request.max_words);
-    let output = count_words(&text);
-    let finish_reason = if is_cut { "length" } else { "stop" };
-    let usage = json!({
-        "prompt_tokens": input,
-        "completion_tokens": output,
-        "total_tokens": input + output,
-    });
+    let said = Said {
+        output: count_words(&text),
+        text,
+        is_cut,
+        input,
+    };
     if call.streams {
-        let usage = request.includes_usage.then_some(usage);
-        let stream = DemoStream::new(envelope, text, finish_reason, usage);
+        let stream = DemoStream::new(envelope, said, request.includes_usage);
         return Ok(outcome(AnswerKind::Events, UpstreamBody::demo(stream)));
     }
-    Ok(document(&envelope.document(&text, finish_reason, &usage)))
-}
-
-impl Envelope {
-    fn document(&self, text: &str, finish_reason: &str, usage: &Value) -> Value {
-        let choice = if self.is_chat {
-            json!({
-                "index": 0,
-                "message": { "role": "assistant", "content": text, "refusal": null },
-                "logprobs": null,
-                "finish_reason": finish_reason,
-            })
-        } else {
-            json!({ "index": 0, "text": text, "logprobs": null, "finish_reason": finish_reason })
-        };
-        json!({
-            "id": self.id,
-            "object": if self.is_chat { "chat.completion" } else { "text_completion" },
-            "created": self.created,
-            "model": self.model,
-            "choices": [choice],
-            "usage": usage,
-        })
-    }
+    Ok(document(&envelope.document(&said)))
 }
 
 /// Keeps the first words of a text; returns whether some were left out.
@@ -149,10 +120,18 @@ fn outcome(kind: AnswerKind, body: UpstreamBody) -> Outcome {
 }
 
 /// Refuses a request in the words that a provider would use.
-fn refuse(invalid: InvalidRequest) -> Box<Failure> {
+fn refuse(protocol: Protocol, invalid: InvalidRequest) -> Box<Failure> {
     let InvalidRequest { message, param } = invalid;
     let kind = "invalid_request_error";
-    let error = json!({ "message": message, "type": kind, "param": param, "code": null });
+    let body = match protocol {
+        Protocol::OpenAi => json!({
+            "error": { "message": message, "type": kind, "param": param, "code": null },
+        }),
+        Protocol::Anthropic => json!({
+            "type": "error",
+            "error": { "type": kind, "message": message },
+        }),
+    };
     let refusal = Refusal {
         status: StatusCode::BAD_REQUEST,
         headers: HeaderMap::from_iter([(
@@ -160,7 +139,7 @@ fn refuse(invalid: InvalidRequest) -> Box<Failure> {
             HeaderValue::from_static("application/json"),
         )]),
         upstream_request_id: None,
-        body: Bytes::from(json!({ "error": error }).to_string()),
+        body: Bytes::from(body.to_string()),
         fault: ProviderFault {
             message: Some(message),
             kind: Some(kind.to_owned()),

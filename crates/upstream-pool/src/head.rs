@@ -4,7 +4,7 @@ use http::header::{
     ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, HOST, HeaderMap, HeaderName,
     HeaderValue, RETRY_AFTER, USER_AGENT,
 };
-use sluice_domain::route::Protocol;
+use sluice_domain::upstream::ProviderKind;
 
 /// The headers of a client that an upstream gets to see.
 ///
@@ -82,10 +82,10 @@ impl PreparedHeaders {
         }
     }
 
-    /// Says which headers of clients are passed on: those of a protocol.
-    pub(crate) fn passing(self, protocol: Protocol) -> Self {
+    /// Says which headers of clients are passed on: those of the protocol of an upstream.
+    pub(crate) fn passing_of(self, kind: ProviderKind) -> Self {
         Self {
-            is_anthropic: protocol == Protocol::Anthropic,
+            is_anthropic: kind == ProviderKind::Anthropic,
             ..self
         }
     }
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn an_anthropic_upstream_gets_every_header_of_that_name_and_a_version() {
         let host = HeaderValue::from_static("api.anthropic.com");
-        let prepared = PreparedHeaders::new(&host, None).passing(Protocol::Anthropic);
+        let prepared = PreparedHeaders::new(&host, None).passing_of(ProviderKind::Anthropic);
         let agent = HeaderValue::from_static("sluice");
         let mut from_client = headers(&[
             ("anthropic-version", "2026-10-21"),

@@ -167,6 +167,11 @@ async fn a_quickstart_on_nothing_prints_a_key_and_a_command_that_work() {
     assert_eq!(answer.status(), 200);
     let said = answer.json()["choices"][0]["message"]["content"].to_string();
     assert!(said.contains("demonstration"), "{said}");
+    let exported = format!(
+        "ANTHROPIC_BASE_URL=http://{} ANTHROPIC_AUTH_TOKEN={key}\n",
+        first.address
+    );
+    assert!(first.text.contains(&exported), "{}", first.text);
     first.stop();
 
     let second = shell.quickstart(&[]);
@@ -188,6 +193,59 @@ async fn a_quickstart_on_nothing_prints_a_key_and_a_command_that_work() {
     ] {
         let rows = shell.json(&[list, "list", "--json"]);
         assert_eq!(rows.as_array().unwrap().len(), count, "{list}: {rows}");
+    }
+}
+
+/// The same route serves clients of both protocols, each with the provider's own numbers.
+#[tokio::test]
+async fn the_demonstration_answers_messages_too() {
+    let shell = Shell::new();
+    let running = shell.quickstart(&[]);
+    let key = running.key();
+    let post = async |path: &str, body: &Value| {
+        let request = Request::post(path, body)
+            .key(&key)
+            .header("anthropic-version", "2023-06-01");
+        call(running.address, &request).await.unwrap()
+    };
+    let mut body = json!({
+        "model": "claude-of-any-name",
+        "max_tokens": 7,
+        "messages": [{ "role": "user", "content": "one two three" }],
+    });
+    let answer = post("/v1/messages", &body).await;
+    assert_eq!(answer.status(), 200, "{}", answer.json());
+    assert_eq!(
+        answer.json()["usage"],
+        json!({ "input_tokens": 3, "output_tokens": 7 })
+    );
+    assert_eq!(answer.json()["stop_reason"], "max_tokens");
+    let counted = post("/v1/messages/count_tokens", &body).await;
+    assert_eq!(counted.json(), json!({ "input_tokens": 3 }));
+    body["stream"] = json!(true);
+    let streamed = post("/v1/messages", &body).await;
+    let text = String::from_utf8(streamed.body.to_vec()).unwrap();
+    assert!(text.starts_with("event: message_start\n"), "{text}");
+    assert!(
+        text.ends_with("data: {\"type\":\"message_stop\"}\n\n"),
+        "{text}"
+    );
+    let refused = post(
+        "/v1/messages",
+        &json!({ "model": "m", "max_tokens": 1, "messages": [] }),
+    )
+    .await;
+    assert_eq!(refused.status(), 400);
+    assert_eq!(refused.json()["error"]["type"], "invalid_request_error");
+    let ids: Vec<String> = [&answer, &streamed]
+        .iter()
+        .map(|answer| answer.header("x-request-id").unwrap().to_owned())
+        .collect();
+    running.stop();
+    for id in ids {
+        let record = shell.json(&["explain", &id, "--json"]);
+        let seen = ["input_tokens", "output_tokens", "basis"].map(|field| &record[field]);
+        assert_eq!(seen, [&json!(3), &json!(7), &json!("reported")], "{record}");
     }
 }
 

@@ -181,6 +181,25 @@ on_both_databases! {
         }
     }
 
+    async fn the_demonstration_serves_both_kinds_of_sdks(deployment: Deployment) {
+        deployment.run(&["upstream", "create", "demo", "--kind", "demo"]);
+        deployment.run(&["route", "create", "shown", "--to", "demo"]);
+        let relay = deployment.start();
+        for (sdks, cases) in [
+            (sdks(), ["chat", "chat_stream", "chat_helper"]),
+            (claude_sdks(), ["message", "message_stream", "message_helper"]),
+        ] {
+            for sdk in sdks {
+                for case in cases {
+                    let seen = sdk.call(&relay, case, relay.key(), "shown").await;
+                    assert_eq!(seen["error"], Value::Null, "{} {case}: {seen}", sdk.name);
+                    let said = seen["content"].as_str().unwrap();
+                    assert!(said.contains("demonstration"), "{} {case}: {seen}", sdk.name);
+                }
+            }
+        }
+    }
+
     async fn messages_work_streaming_and_not(deployment: Deployment) {
         add_claude(&deployment);
         let relay = deployment.start();

@@ -1,6 +1,6 @@
 //! What the built-in upstream reads of a request.
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 use sluice_domain::route::Endpoint;
 
 /// A request that the built-in upstream cannot answer.
@@ -22,7 +22,7 @@ impl InvalidRequest {
 /// The parts of a request that change the answer.
 #[derive(Debug)]
 pub(super) struct DemoRequest {
-    /// Words of all messages, or of the prompt.
+    /// Words of all messages and the system prompt, or of the prompt.
     pub(super) input_words: usize,
     /// Where the answer is cut.
     pub(super) max_words: Option<usize>,
@@ -47,35 +47,22 @@ impl DemoRequest {
             });
         };
         let (input_words, inputs) = match endpoint {
-            Endpoint::ChatCompletions => {
-                let messages = body.get("messages").and_then(Value::as_array);
-                let messages = messages
-                    .filter(|messages| !messages.is_empty())
-                    .ok_or_else(|| {
-                        InvalidRequest::new(
-                            "`messages` must be a list with at least one message",
-                            "messages",
-                        )
-                    })?;
-                (
-                    messages
-                        .iter()
-                        .map(|message| words_of(message.get("content")))
-                        .sum(),
-                    Vec::new(),
-                )
+            Endpoint::ChatCompletions => (words_of_messages(&body)?, Vec::new()),
+            Endpoint::Messages | Endpoint::CountTokens => {
+                let is_limited = body.get("max_tokens").and_then(Value::as_u64) > Some(0);
+                if endpoint == Endpoint::Messages && !is_limited {
+                    return Err(InvalidRequest::new(
+                        "max_tokens: a number of at least 1 is required",
+                        "max_tokens",
+                    ));
+                }
+                let words = words_of_messages(&body)? + words_of(body.get("system"));
+                (words, Vec::new())
             }
             Endpoint::Completions => (words_of(body.get("prompt")), Vec::new()),
             Endpoint::Embeddings => {
                 let inputs = read_inputs(body.get("input"))?;
                 (inputs.iter().map(|input| count_words(input)).sum(), inputs)
-            }
-            Endpoint::Messages | Endpoint::CountTokens => {
-                let message = "the demonstration speaks the OpenAI protocol only".to_owned();
-                return Err(InvalidRequest {
-                    message,
-                    param: None,
-                });
             }
         };
         let max_words = ["max_completion_tokens", "max_tokens"]
@@ -100,6 +87,21 @@ impl DemoRequest {
 /// Counts words, the tokens of this upstream.
 pub(super) fn count_words(text: &str) -> usize {
     text.split_whitespace().count()
+}
+
+/// Counts the words of all messages.
+fn words_of_messages(body: &Map<String, Value>) -> Result<usize, InvalidRequest> {
+    let messages = body.get("messages").and_then(Value::as_array);
+    let messages = messages
+        .filter(|messages| !messages.is_empty())
+        .ok_or_else(|| {
+            InvalidRequest::new(
+                "`messages` must be a list with at least one message",
+                "messages",
+            )
+        })?;
+    let words = messages.iter().map(|m| words_of(m.get("content")));
+    Ok(words.sum())
 }
 
 /// Counts the words of a string, of a list of strings, or of the text parts of a message.

@@ -202,3 +202,108 @@ fn a_request_that_makes_no_sense_is_refused_in_the_providers_shape() {
         assert_eq!(refusal.status, 400);
     }
 }
+
+fn message() -> Value {
+    json!({
+        "model": "claude-x",
+        "max_tokens": 1_000,
+        "system": [{ "type": "text", "text": "be brief" }],
+        "messages": [
+            { "role": "user", "content": "one two" },
+            { "role": "assistant", "content": [{ "type": "text", "text": "three" }] },
+        ],
+    })
+}
+
+#[test]
+fn a_message_is_answered_in_its_own_shape() {
+    let answer = document_of(ask(Endpoint::Messages, false, &message()));
+    let text = answer["content"][0]["text"].as_str().unwrap();
+    assert!(
+        text.contains("No model was called") && text.contains("5 words"),
+        "{text}"
+    );
+    assert_eq!(answer["type"], "message");
+    assert_eq!(answer["stop_reason"], "end_turn");
+    assert_eq!(answer["model"], "demo-1");
+    assert!(answer["id"].as_str().unwrap().starts_with("msg_"));
+    let words = text.split_whitespace().count();
+    assert_eq!(
+        answer["usage"],
+        json!({ "input_tokens": 5, "output_tokens": words })
+    );
+
+    let counted = document_of(ask(Endpoint::CountTokens, false, &message()));
+    assert_eq!(counted, json!({ "input_tokens": 5 }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_streamed_message_says_the_same_and_what_it_cost() {
+    let mut body = message();
+    body["max_tokens"] = json!(3);
+    let whole = document_of(ask(Endpoint::Messages, false, &body));
+    assert_eq!(whole["stop_reason"], "max_tokens");
+    let outcome = ask(Endpoint::Messages, true, &body).unwrap();
+    let bytes = outcome.body.collect(1 << 20).await.unwrap();
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let mut names = Vec::new();
+    let mut said = String::new();
+    let mut usage = [json!(null), json!(null)];
+    for event in text.split_terminator("\n\n") {
+        let (name, data) = event.split_once("\ndata: ").unwrap();
+        let data: Value = serde_json::from_str(data).unwrap();
+        let name = name.strip_prefix("event: ").unwrap().to_owned();
+        assert_eq!(data["type"], name.as_str());
+        said.push_str(data["delta"]["text"].as_str().unwrap_or_default());
+        match &*name {
+            "message_start" => usage[0] = data["message"]["usage"].clone(),
+            "message_delta" => {
+                usage[1] = data["usage"].clone();
+                assert_eq!(data["delta"]["stop_reason"], "max_tokens");
+            }
+            _ => {}
+        }
+        names.push(name);
+    }
+    let delta = "content_block_delta";
+    assert_eq!(
+        names,
+        [
+            "message_start",
+            "content_block_start",
+            delta,
+            delta,
+            delta,
+            "content_block_stop",
+            "message_delta",
+            "message_stop"
+        ]
+    );
+    assert_eq!(said, whole["content"][0]["text"].as_str().unwrap());
+    assert_eq!(
+        usage,
+        [
+            json!({ "input_tokens": 5, "output_tokens": 0 }),
+            json!({ "output_tokens": 3 })
+        ]
+    );
+}
+
+#[test]
+fn a_message_that_makes_no_sense_is_refused_in_the_words_of_its_api() {
+    let mut no_limit = message();
+    no_limit.as_object_mut().unwrap().remove("max_tokens");
+    for (endpoint, body) in [
+        (Endpoint::Messages, no_limit),
+        (
+            Endpoint::Messages,
+            json!({ "max_tokens": 1, "messages": [] }),
+        ),
+        (Endpoint::CountTokens, json!({})),
+    ] {
+        let refusal = ask(endpoint, false, &body).unwrap_err().refusal.unwrap();
+        let told: Value = serde_json::from_slice(&refusal.body).unwrap();
+        assert_eq!(told["type"], "error", "{body}");
+        assert_eq!(told["error"]["type"], "invalid_request_error", "{body}");
+    }
+}

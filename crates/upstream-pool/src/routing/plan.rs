@@ -161,7 +161,7 @@ impl RoutePlan {
         let speaks = |protocol: Protocol| {
             let targets = usable.iter();
             targets
-                .filter(move |(_, member)| member.prepared.kind.protocol() == protocol)
+                .filter(move |(_, member)| member.prepared.kind.speaks(protocol))
                 .cloned()
                 .collect::<Vec<_>>()
         };
@@ -216,7 +216,7 @@ impl RoutePlan {
             };
         }
         self.first_kind()
-            .is_none_or(|kind| kind.protocol() == protocol)
+            .is_none_or(|kind| kind.speaks(protocol))
             .then_some(self)
     }
 

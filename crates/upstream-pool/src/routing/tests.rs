@@ -265,8 +265,14 @@ fn each_protocol_is_served_by_the_targets_that_speak_it() {
     let upstreams = || {
         let mut claude = upstream(2);
         claude.kind = ProviderKind::Anthropic;
-        vec![upstream(1), claude]
+        let mut demo = upstream(3);
+        (demo.kind, demo.base_url) = (ProviderKind::Demo, None);
+        vec![upstream(1), claude, demo]
     };
+    let mut shown = route(4, None, "shown");
+    shown.targets = vec![target(0, 1, 3, None)];
+    let mut rest = route(5, None, "rest");
+    rest.targets = vec![target(0, 1, 1, Some("a")), target(1, 1, 3, Some("demo"))];
     let mut both = route(1, None, "both");
     both.targets = vec![target(0, 1, 1, Some("a")), target(0, 3, 2, Some("b"))];
     let mut claude_alone = route(2, None, "claude");
@@ -274,7 +280,7 @@ fn each_protocol_is_served_by_the_targets_that_speak_it() {
     let table = build(RoutingInput {
         upstreams: upstreams(),
         keys: vec![key(1, 1, 1), key(2, 2, 1)],
-        routes: vec![both, claude_alone, route(3, None, "m")],
+        routes: vec![both, claude_alone, route(3, None, "m"), shown, rest],
     });
     let models = |model: &str, protocol| {
         let plan = table.find_route(tenant(1), model)?.speaking(protocol)?;
@@ -290,6 +296,11 @@ fn each_protocol_is_served_by_the_targets_that_speak_it() {
     assert_eq!(models("claude", Protocol::OpenAi), None);
     assert_eq!(models("claude", Protocol::Anthropic), six("claude"));
     assert_eq!(models("m", Protocol::Anthropic), None);
+    // The built-in one speaks both.
+    assert_eq!(models("shown", Protocol::OpenAi), six("shown"));
+    assert_eq!(models("shown", Protocol::Anthropic), six("shown"));
+    assert_eq!(models("rest", Protocol::OpenAi).unwrap().0, vec!["a"; 6]);
+    assert_eq!(models("rest", Protocol::Anthropic), six("demo"));
     // What nothing can serve is answered with that, whatever the protocol.
     let nowhere = input(vec![Route {
         targets: vec![target(0, 1, 9, None)],

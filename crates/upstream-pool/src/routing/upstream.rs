@@ -276,8 +276,7 @@ fn prepare_keys(
                 });
                 return None;
             };
-            let headers =
-                PreparedHeaders::new(host, Some(credential)).passing(upstream.kind.protocol());
+            let headers = PreparedHeaders::new(host, Some(credential)).passing_of(upstream.kind);
             Some((
                 key.weight,
                 PreparedKey {

@@ -81,10 +81,14 @@ impl Banner {
         if self.provider.upstream.kind == ProviderKind::Demo {
             writeln!(
                 out,
-                "\nThis is a demonstration: no model is called, and every answer says so.\n\
+                "\nWith Claude Code and the Anthropic SDKs:\n\n\
+                 \x20 export ANTHROPIC_BASE_URL={1} ANTHROPIC_AUTH_TOKEN={2}\n\n\
+                 This is a demonstration: no model is called, and every answer says so.\n\
                  For a real one: OPENAI_API_KEY=… sluice quickstart{0}\n\
                  \x20           or: sluice quickstart --upstream http://127.0.0.1:11434/v1{0}",
-                self.data_flag()
+                self.data_flag(),
+                base_url.trim_end_matches("/v1"),
+                self.key().unwrap_or(KEY_PLACEHOLDER),
             )?;
         }
         writeln!(
@@ -199,9 +203,10 @@ mod tests {
         let key = ProxyKeySecret::generate([1; 8], [2; 32]);
         let banner = banner(ProviderKind::Demo, "demo", Account::New(key.clone()));
         let text = text(&banner);
-        assert_eq!(text.matches(key.expose()).count(), 4);
+        assert_eq!(text.matches(key.expose()).count(), 5);
         assert!(text.contains("http://127.0.0.1:8000/v1/chat/completions"));
         assert!(text.contains("This is a demonstration"));
+        assert!(text.contains("ANTHROPIC_BASE_URL=http://127.0.0.1:8000 ANTHROPIC_AUTH_TOKEN=sk-"));
         assert!(text.contains(r#"-d '{"model": "demo", "messages": [{"role": "user", "content": "Hello!"}], "stream": true}'"#));
     }
 
