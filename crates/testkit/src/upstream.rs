@@ -57,7 +57,8 @@ const BACKLOG: u32 = 4096;
 ///
 /// # Which script
 /// The first that there is: for the path, for the user, then the next in the queue of the key, the
-/// next in the common queue, for the key, for the model, the default. Lists of models take nothing from queues.
+/// next in the queue of the model, the next in the common queue, for the key, for the model, the
+/// default. Lists of models take nothing from queues.
 #[derive(Debug)]
 pub struct FakeUpstream {
     address: SocketAddr,
@@ -134,6 +135,18 @@ impl FakeUpstream {
             .lock()
             .queue_by_key
             .entry(key.to_owned())
+            .or_default()
+            .push_back(script);
+        self
+    }
+
+    /// Adds a script to the queue of a model: each is for one request for that model.
+    pub fn script_once_for_model(&self, model: &str, script: Script) -> &Self {
+        self.shared
+            .scripts
+            .lock()
+            .queue_by_model
+            .entry(model.to_owned())
             .or_default()
             .push_back(script);
         self
@@ -219,6 +232,13 @@ impl FakeUpstream {
     pub fn served_for(&self, key: &str) -> Vec<Served> {
         let mut served = self.served();
         served.retain(|served| served.key.as_deref() == Some(key));
+        served
+    }
+
+    /// Returns what was served for a model so far.
+    pub fn served_for_model(&self, model: &str) -> Vec<Served> {
+        let mut served = self.served();
+        served.retain(|served| served.model.as_deref() == Some(model));
         served
     }
 

@@ -179,6 +179,7 @@ fn plain(status: u16, content_type: &str, part: Part, call: &Call, script: &Scri
                 Some(Part::event(anthropic::refusal(529, "")))
             }
             FaultKind::Error(shape) => Some(Part::event(error_body(shape))),
+            FaultKind::Garbage => Some(Part::event(&part.bytes[..part.bytes.len() / 2])),
             _ => None,
         },
         None => None,

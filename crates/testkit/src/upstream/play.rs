@@ -12,9 +12,9 @@ use super::answer::{Answer, Framing, Part};
 use super::anthropic;
 use super::call::Call;
 use super::connection::{After, Connection, PeerLeft};
-use super::script::{BeforeHead, Fault, FaultKind, Hold, Script};
+use super::script::{BeforeHead, Fault, FaultKind, Hold, Script, Share};
 use super::served::{Served, ServedEnd};
-use super::stream::{comment, error_events};
+use super::stream::{comment, error_events, garbage};
 
 /// The play of one script.
 pub(super) struct Play<'a> {
@@ -152,8 +152,11 @@ impl<'a> Play<'a> {
                 if let Some((at, fault)) = strike_point
                     && at == position
                 {
-                    self.flush(&mut batch).await?;
-                    return self.strike(fault, Some(part), after).await;
+                    if !matches!(fault.kind, FaultKind::Garbage) {
+                        self.flush(&mut batch).await?;
+                        return self.strike(fault, Some(part), after).await;
+                    }
+                    batch.push(&garbage(self.script));
                 }
                 self.hold(position, &mut batch).await?;
                 position += 1;
@@ -166,11 +169,17 @@ impl<'a> Play<'a> {
             }
         }
         self.flush(&mut batch).await?;
-        if let Some((_, fault)) = strike_point {
-            return self.strike(fault, None, after).await;
+        match strike_point {
+            Some((_, fault)) if matches!(fault.kind, FaultKind::Garbage) => {
+                self.finish(ServedEnd::BrokenOff).await?;
+                Ok(after)
+            }
+            Some((_, fault)) => self.strike(fault, None, after).await,
+            None => {
+                self.finish(ServedEnd::Complete).await?;
+                Ok(after)
+            }
         }
-        self.finish(ServedEnd::Complete).await?;
-        Ok(after)
     }
 
     /// Waits as the script says before the event at a position.
@@ -205,8 +214,9 @@ impl<'a> Play<'a> {
             let events = answer.parts.iter().filter(|part| part.is_event).count();
             Some((fault.at.min(events), fault))
         } else {
-            // An error is the body of a plain answer.
-            (!matches!(fault.kind, FaultKind::Error(_))).then_some((0, fault))
+            // An error is the body of a plain answer, and so is garbage.
+            let is_body = matches!(fault.kind, FaultKind::Error(_) | FaultKind::Garbage);
+            (!is_body).then_some((0, fault))
         }
     }
 
@@ -216,13 +226,18 @@ impl<'a> Play<'a> {
         part: Option<Part>,
         after: After,
     ) -> Result<After, PeerLeft> {
-        let in_the_middle = fault.after_half_event || (!self.streams && fault.at > 0);
-        if let Some(part) = part.filter(|_| in_the_middle) {
-            let half = part.bytes.len() / 2;
-            self.write_body(&part.bytes[..half], |_, _| {}).await?;
+        if let Some(part) = part {
+            let length = part.bytes.len();
+            let written = match fault.share {
+                Share::Bytes(bytes) => bytes.min(length),
+                Share::Half => length / 2,
+                Share::Nothing if !self.streams && fault.at > 0 => length / 2,
+                Share::Nothing => 0,
+            };
+            self.write_body(&part.bytes[..written], |_, _| {}).await?;
         }
         match &fault.kind {
-            FaultKind::Cut => {}
+            FaultKind::Cut | FaultKind::Garbage => {}
             FaultKind::Reset => {
                 self.connection
                     .shared

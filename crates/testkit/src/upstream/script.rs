@@ -70,8 +70,16 @@ pub(super) enum BeforeHead {
 #[derive(Debug, Clone)]
 pub(super) struct Fault {
     pub(super) at: usize,
-    pub(super) after_half_event: bool,
+    pub(super) share: Share,
     pub(super) kind: FaultKind,
+}
+
+/// How much of the event at the position of a fault is written before it strikes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Share {
+    Nothing,
+    Half,
+    Bytes(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -81,6 +89,7 @@ pub(super) enum FaultKind {
     Stall(Duration),
     End,
     Error(ErrorShape),
+    Garbage,
 }
 
 /// A point at which an answer waits until a test lets it go on.
@@ -370,11 +379,30 @@ impl Script {
         self.fault(at, FaultKind::Error(shape))
     }
 
+    /// Writes an event that is no JSON before the event at the position, and goes on as if nothing
+    /// had happened; a plain answer is half a document whose length is right.
+    #[track_caller]
+    pub fn garbage_at(self, at: usize) -> Self {
+        self.fault(at, FaultKind::Garbage)
+    }
+
     /// Lets the fault that was named before strike in the middle of an event.
     #[track_caller]
-    pub fn after_half_event(mut self) -> Self {
+    pub fn after_half_event(self) -> Self {
+        self.after(Share::Half)
+    }
+
+    /// Lets the fault that was named before strike after so many bytes of an event, or of the body of
+    /// a plain answer.
+    #[track_caller]
+    pub fn after_bytes(self, bytes: usize) -> Self {
+        self.after(Share::Bytes(bytes))
+    }
+
+    #[track_caller]
+    fn after(mut self, share: Share) -> Self {
         match &mut self.fault {
-            Some(fault) => fault.after_half_event = true,
+            Some(fault) => fault.share = share,
             None => fail("name a fault first: `cut_at(3).after_half_event()`"),
         }
         self
@@ -387,7 +415,7 @@ impl Script {
         }
         self.fault = Some(Fault {
             at,
-            after_half_event: false,
+            share: Share::Nothing,
             kind,
         });
         self

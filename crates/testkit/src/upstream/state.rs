@@ -30,6 +30,7 @@ pub(super) struct Scripts {
     pub(super) by_user: HashMap<String, Script>,
     pub(super) queue: VecDeque<Script>,
     pub(super) queue_by_key: HashMap<String, VecDeque<Script>>,
+    pub(super) queue_by_model: HashMap<String, VecDeque<Script>>,
     pub(super) by_key: HashMap<String, Script>,
     pub(super) by_model: HashMap<String, Script>,
     pub(super) default: Script,
@@ -67,8 +68,10 @@ impl Scripts {
         let key = call.key.as_deref().unwrap_or_default();
         let lists_models = matches!(call.kind, CallKind::Models | CallKind::Model(_));
         if !lists_models {
+            let model = call.model.as_deref().unwrap_or_default();
             let of_key = self.queue_by_key.get_mut(key).and_then(VecDeque::pop_front);
-            if let Some(script) = of_key.or_else(|| self.queue.pop_front()) {
+            let of_model = || self.queue_by_model.get_mut(model)?.pop_front();
+            if let Some(script) = of_key.or_else(of_model).or_else(|| self.queue.pop_front()) {
                 return script;
             }
         }
@@ -94,6 +97,7 @@ impl Shared {
                 by_user: HashMap::new(),
                 queue: VecDeque::new(),
                 queue_by_key: HashMap::new(),
+                queue_by_model: HashMap::new(),
                 by_key: HashMap::new(),
                 by_model: HashMap::new(),
                 default: Script::new(),

@@ -226,6 +226,12 @@ pub(super) fn named_event(script: &Script, name: &str, data: &str) -> Vec<u8> {
     format!("event:{space}{name}{eol}data:{space}{data}{eol}{eol}").into_bytes()
 }
 
+/// Returns an event whose data is no JSON.
+pub(super) fn garbage(script: &Script) -> Part {
+    let data = r#"{"id":"chatcmpl-fake","choices":[{"index":0,"delta":{"content":" hal"#;
+    Part::other(&String::from_utf8_lossy(&event(script, data, 0)))
+}
+
 /// Returns the events of an error inside a stream.
 pub(super) fn error_events(script: &Script, shape: ErrorShape, number: usize) -> Vec<Part> {
     let mut bytes = event(script, &error_body(shape), number);

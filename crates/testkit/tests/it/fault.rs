@@ -93,6 +93,49 @@ async fn half_an_event_is_neither_whole_nor_counted() {
 }
 
 #[tokio::test]
+async fn an_answer_is_cut_at_any_byte() {
+    let whole = {
+        let upstream = FakeUpstream::start();
+        let request = Request::post(CHAT, &words::chat_request("m", 1));
+        call(upstream.address(), &request).await.unwrap().body.len()
+    };
+    for bytes in [0, 1, whole / 3, whole - 1] {
+        let upstream = FakeUpstream::start();
+        upstream.script(
+            Script::new()
+                .with(Quirk::Chunked)
+                .end_at(0)
+                .after_bytes(bytes),
+        );
+        let request = Request::post(CHAT, &words::chat_request("m", 1));
+        let answer = call(upstream.address(), &request).await.unwrap();
+        assert_eq!(answer.body.len(), bytes);
+        assert_eq!(upstream.only_served().output_tokens, 0);
+    }
+}
+
+#[tokio::test]
+async fn garbage_stands_in_the_middle_and_the_rest_follows() {
+    let upstream = FakeUpstream::start();
+    upstream.script(Script::new().garbage_at(3));
+    let (mut client, _) = begin(&upstream, &streamed()).await;
+    let (events, error) = client.read_events().await;
+    assert!(error.is_none(), "{error:?}");
+    assert_eq!(events.len(), EVENTS + 1);
+    let no_json = |event: &sluice_testkit::RawEvent| {
+        serde_json::from_str::<serde_json::Value>(&event.data().unwrap()).is_err()
+    };
+    assert!(no_json(&events[3]) && !no_json(&events[2]) && !no_json(&events[4]));
+    assert!(events.last().unwrap().is_done());
+    assert_eq!(upstream.only_served().end, Some(ServedEnd::BrokenOff));
+
+    upstream.script(Script::new().garbage_at(0));
+    let request = Request::post(CHAT, &words::chat_request("m", 1));
+    let answer = call(upstream.address(), &request).await.unwrap();
+    assert!(answer.body.starts_with(b"{") && !answer.body.ends_with(b"}"));
+}
+
+#[tokio::test]
 async fn a_stall_is_silence_until_the_peer_leaves() {
     let upstream = FakeUpstream::start();
     upstream.script(Script::new().stall_at(2, NEVER));

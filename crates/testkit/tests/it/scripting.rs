@@ -19,8 +19,10 @@ async fn the_more_special_script_wins() {
         .script_for_model("m", Script::refuse(404))
         .script_for_key("k", Script::refuse(401))
         .script(Script::refuse(503))
+        .script_once_for_model("m", Script::refuse(529))
         .script_once_for_key("k", Script::refuse(429));
     assert_eq!(status(&upstream, "k", "m").await, 429, "its key's queue");
+    assert_eq!(status(&upstream, "k", "m").await, 529, "its model's queue");
     assert_eq!(status(&upstream, "k", "m").await, 503, "the common queue");
     assert_eq!(status(&upstream, "k", "m").await, 401, "its key");
     assert_eq!(status(&upstream, "other", "m").await, 404, "its model");
@@ -31,7 +33,8 @@ async fn the_more_special_script_wins() {
     );
     upstream.script_for_path("/completions", Script::refuse(400));
     assert_eq!(status(&upstream, "k", "m").await, 400, "its path");
-    assert_eq!(upstream.served_for("k").len(), 4);
+    assert_eq!(upstream.served_for("k").len(), 5);
+    assert_eq!(upstream.served_for_model("m").len(), 6);
 }
 
 #[tokio::test]
