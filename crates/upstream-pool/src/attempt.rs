@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use sluice_domain::time::UnixMillis;
+use sluice_protocol::answer::inspect;
 use tokio::time::Instant;
 
 use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
@@ -13,7 +14,7 @@ use crate::client::{Patience, Reply};
 use crate::demo;
 use crate::dispatch::{AnswerKind, Call, Dispatcher};
 use crate::error::{Cause, ErrorClass, ProviderFault, Refusal, SendStage};
-use crate::fault::{classify_disguised, classify_status, is_error_object, read_fault};
+use crate::fault::{classify_disguised, classify_status, is_error_object, is_object, read_fault};
 use crate::first_event::{FirstEvent, FirstEventScanner};
 use crate::head::{AnswerHeaders, LetThrough};
 use crate::quirk::names_stream_options;
@@ -322,6 +323,13 @@ impl<'a> Attempt<'a> {
         if is_named_error || is_error_object(&data) {
             return Err(answer.into_disguised(data, self.call.clock.now()));
         }
+        if !is_object(&data) {
+            // An end without anything before it is the same: a client would take it for an answer.
+            return Err(Failure::answered(
+                ErrorClass::Protocol,
+                "the first event is no JSON object",
+            ));
+        }
         Ok(answer.into_outcome(AnswerKind::Events, UpstreamBody::wire(prefix, wire)))
     }
 
@@ -365,7 +373,7 @@ impl<'a> Attempt<'a> {
             let body = UpstreamBody::wire(whole, wire);
             return Ok(answer.into_outcome(AnswerKind::Document, body));
         }
-        if whole.trim_ascii_start().first() != Some(&b'{') {
+        if !inspect(self.call.endpoint, &whole).is_json_object {
             return Err(Failure::answered(
                 ErrorClass::Protocol,
                 "the answer is no JSON object",

@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 
 use http::StatusCode;
 use memchr::memmem::Finder;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::error::{ErrorClass, ProviderFault};
@@ -73,6 +74,11 @@ pub(crate) fn is_error_object(data: &[u8]) -> bool {
     // `object` is vLLM's flat form, `type` the one of Anthropic's events.
     let says = |key: &str| body.get(key).and_then(Value::as_str) == Some("error");
     has_error || says("object") || says("type")
+}
+
+/// Returns whether the data of an event is a JSON object.
+pub(crate) fn is_object(data: &[u8]) -> bool {
+    data.trim_ascii_start().starts_with(b"{") && serde_json::from_slice::<IgnoredAny>(data).is_ok()
 }
 
 /// Classifies an answer with status 400 or above.

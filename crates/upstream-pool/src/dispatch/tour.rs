@@ -30,6 +30,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 ///
 /// The order is: another key of the same target, another target of the tier, the same again after a
 /// pause, the next tier; at last, where only breakers stand in the way, whoever is the least bad.
+/// What was sent and not answered is sent once more only: to another upstream, if any may be asked.
 pub(super) struct Tour<'a> {
     plan: &'a RoutePlan,
     call: &'a Call<'a>,
@@ -47,8 +48,10 @@ pub(super) struct Tour<'a> {
     wanted: Wanted,
     /// Where another key may do better.
     stay: Option<(usize, usize)>,
-    /// Whether the upstream may have done the work of an attempt that was not answered.
-    is_unanswered: bool,
+    /// Who is not looked at while somebody else may be asked.
+    avoided: Option<UpstreamId>,
+    /// The upstream that did not answer and may have done the work all the same.
+    unanswered_by: Option<UpstreamId>,
     is_over: bool,
     attempts: Attempts,
     skipped: SkippedTargets,
@@ -116,7 +119,8 @@ impl<'a> Tour<'a> {
             tried: SmallVec::new(),
             wanted: Wanted::New,
             stay: None,
-            is_unanswered: false,
+            avoided: None,
+            unanswered_by: None,
             is_over: false,
             attempts: Attempts::new(),
             skipped: SkippedTargets::default(),
@@ -261,12 +265,14 @@ impl<'a> Tour<'a> {
         // A request that was sent and not answered may have been served and billed: one more is
         // sent and no third.
         let is_served_perhaps = blame == Blame::Upstream && stage != SendStage::NotSent;
-        self.is_over |= self.is_unanswered && is_served_perhaps;
-        self.is_unanswered |= is_served_perhaps
-            && matches!(
-                class,
-                ErrorClass::Timeout | ErrorClass::Reset | ErrorClass::Cut
-            );
+        self.is_over |= self.unanswered_by.is_some() && is_served_perhaps;
+        let is_unanswered = matches!(
+            class,
+            ErrorClass::Timeout | ErrorClass::Reset | ErrorClass::Cut
+        );
+        if is_served_perhaps && is_unanswered {
+            self.unanswered_by = Some(step.target.member.prepared.id);
+        }
         self.advice.failed(failure);
     }
 
@@ -284,6 +290,16 @@ impl<'a> Tour<'a> {
             self.look_at_clock(shared);
         }
         self.advice.look_again();
+        if let Some(unanswered_by) = self.unanswered_by {
+            // Keys share their upstream: what broke one attempt may well break the last one.
+            self.avoided = Some(unanswered_by);
+            let found = self.find_in_tiers(tiers);
+            self.avoided = None;
+            if let Some((index, choice)) = found {
+                self.stay = None;
+                return Some((index, choice, false));
+            }
+        }
         self.wanted = Wanted::New;
         if let Some((index, target)) = self.stay.take()
             && let Some(tier) = tiers.get(index)
@@ -293,20 +309,27 @@ impl<'a> Tour<'a> {
                 return Some((index, choice, false));
             }
         }
-        for (index, tier) in tiers.iter().enumerate() {
-            self.wanted = Wanted::New;
-            if let Some(choice) = tier.choose(self.plan.selection, self.asker, self) {
-                return Some((index, choice, false));
-            }
-            self.wanted = Wanted::Tried;
-            if let Some(choice) = self.repeatable(index, tier) {
-                return Some((index, choice, false));
-            }
+        if let Some((index, choice)) = self.find_in_tiers(tiers) {
+            return Some((index, choice, false));
         }
         self.wanted = Wanted::New;
         let last = tiers.len().checked_sub(1)?;
         let choice = self.least_bad(tiers.get(last)?)?;
         Some((last, choice, true))
+    }
+
+    fn find_in_tiers(&mut self, tiers: &[Tier]) -> Option<(usize, Choice)> {
+        for (index, tier) in tiers.iter().enumerate() {
+            self.wanted = Wanted::New;
+            if let Some(choice) = tier.choose(self.plan.selection, self.asker, self) {
+                return Some((index, choice));
+            }
+            self.wanted = Wanted::Tried;
+            if let Some(choice) = self.repeatable(index, tier) {
+                return Some((index, choice));
+            }
+        }
+        None
     }
 
     fn draw(&self) -> Draw {
@@ -438,10 +461,10 @@ impl Drop for Tour<'_> {
 
 impl Judge for Tour<'_> {
     fn may_ask(&mut self, member: &Member) -> bool {
-        if self.is_elsewhere(member) {
+        let id = member.prepared.id;
+        if self.is_elsewhere(member) || self.avoided == Some(id) {
             return false;
         }
-        let id = member.prepared.id;
         if let Some(visit) = self.visits.iter().find(|visit| visit.upstream_id == id)
             && (visit.is_closed
                 || (visit.is_unreachable && self.wanted == Wanted::New)

@@ -57,7 +57,7 @@ async fn the_head_of_a_stream_waits_for_its_first_event() {
 async fn chunks_pass_as_they_come() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         wait_ms(60),
         chunk("data: 2\n\n"),
         wait_ms(60),
@@ -71,7 +71,7 @@ async fn chunks_pass_as_they_come() {
     while let Some(chunk) = body.next_chunk().await {
         chunks.push(chunk.unwrap());
     }
-    assert_eq!(chunks, ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]);
+    assert_eq!(chunks, ["data: {}\n\n", "data: 2\n\n", "data: [DONE]\n\n"]);
     assert!(body.next_chunk().await.is_none());
 }
 

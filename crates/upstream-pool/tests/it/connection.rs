@@ -34,7 +34,7 @@ async fn a_connection_is_used_again_after_a_refusal() {
 async fn a_connection_is_used_again_after_the_rest_of_a_stream_was_drained() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         chunk("data: [DONE]\n\n"),
         wait_ms(20),
         end(),
@@ -59,7 +59,7 @@ async fn a_connection_is_used_again_after_the_rest_of_a_stream_was_drained() {
 async fn a_stream_that_does_not_end_is_drained_for_a_second_only() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: [DONE]\n\n"),
+        chunk("data: {}\n\ndata: [DONE]\n\n"),
         Step::WaitForClose,
     ])
     .await;
@@ -76,7 +76,7 @@ async fn a_stream_that_does_not_end_is_drained_for_a_second_only() {
 async fn dropping_a_stream_closes_its_connection_at_once() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         Step::WaitForClose,
     ])
     .await;
@@ -207,7 +207,7 @@ async fn a_body_moves_to_another_task_between_two_chunks() {
     let go_on = Arc::<Notify>::default();
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         Step::WaitFor(Arc::clone(&go_on)),
         chunk("data: 2\n\n"),
         wait_ms(60),
@@ -216,7 +216,7 @@ async fn a_body_moves_to_another_task_between_two_chunks() {
     .await;
     let relay = Relay::to(&server);
     let mut body = relay.stream().await.unwrap().body;
-    assert_eq!(body.next_chunk().await.unwrap().unwrap(), "data: 1\n\n");
+    assert_eq!(body.next_chunk().await.unwrap().unwrap(), "data: {}\n\n");
     // The wake of the first task, which waited last, is of no use to the second one.
     let waited = tokio::time::timeout(Duration::from_millis(20), body.next_chunk()).await;
     assert!(waited.is_err(), "{waited:?}");

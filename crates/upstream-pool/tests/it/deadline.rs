@@ -60,7 +60,7 @@ async fn comments_do_not_move_the_deadline_of_the_first_event() {
 async fn the_deadline_of_the_first_event_is_over_once_it_came() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         wait_ms(1_500),
         chunk("data: [DONE]\n\n"),
         end(),
@@ -70,13 +70,13 @@ async fn the_deadline_of_the_first_event_is_over_once_it_came() {
     let body = relay.stream().await.unwrap().body;
     assert_eq!(
         body.collect(1_000).await.unwrap(),
-        "data: 1\n\ndata: [DONE]\n\n"
+        "data: {}\n\ndata: [DONE]\n\n"
     );
 }
 
 #[tokio::test]
 async fn silence_inside_a_stream_ends_it_and_comments_break_the_silence() {
-    let mut script = vec![stream_head(), chunk("data: 1\n\n")];
+    let mut script = vec![stream_head(), chunk("data: {}\n\n")];
     for _ in 0..10 {
         script.extend([wait_ms(200), chunk(": keep-alive\n\n")]);
     }
@@ -108,7 +108,7 @@ async fn silence_inside_a_stream_ends_it_and_comments_break_the_silence() {
 async fn a_reader_that_pauses_does_not_make_the_upstream_late() {
     let server = Server::start(vec![
         stream_head(),
-        chunk("data: 1\n\n"),
+        chunk("data: {}\n\n"),
         wait_ms(30),
         chunk("data: 2\n\n"),
         wait_ms(30),
@@ -134,7 +134,7 @@ async fn an_answer_that_takes_too_long_as_a_whole_is_ended() {
     // For longer than a late deadline takes.
     let mut script = vec![stream_head()];
     for _ in 0..600 {
-        script.extend([chunk("data: 1\n\n"), wait_ms(20)]);
+        script.extend([chunk("data: {}\n\n"), wait_ms(20)]);
     }
     let server = Server::start(script).await;
     let relay = Relay::with(&server, total_ms(1_000));
@@ -251,7 +251,7 @@ async fn a_late_answer_on_a_connection_that_opened_late_is_not_waited_for() {
 
 #[tokio::test]
 async fn an_upstream_that_never_pauses_is_ended_in_time_too() {
-    let Step::Write(chunk) = chunk(&"data: 1\n\n".repeat(2_000)) else {
+    let Step::Write(chunk) = chunk(&"data: {}\n\n".repeat(2_000)) else {
         panic!("a chunk is written");
     };
     let server = Server::start(vec![stream_head(), Step::Flood(chunk)]).await;

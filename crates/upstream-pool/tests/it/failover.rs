@@ -230,6 +230,42 @@ async fn a_request_that_was_sent_and_not_answered_is_sent_once_more_and_no_third
 }
 
 #[tokio::test]
+async fn a_request_that_was_not_answered_goes_to_another_upstream_and_not_to_another_key() {
+    for script in [
+        Script::new().reset_before_head(),
+        Script::new().close_before_head(),
+        Script::new().cut_at(0),
+    ] {
+        let (first, second) = (FakeUpstream::start(), FakeUpstream::start());
+        first.default_script(script.clone());
+        for fleet in [
+            Fleet::of(&[(&first, 3), (&second, 1)]),
+            Fleet::of(&[(&first, 3), (&second, 1)]).in_one_tier(),
+        ] {
+            let ready = fleet.ready();
+            for _ in 0..4 {
+                ready
+                    .ask()
+                    .await
+                    .unwrap_or_else(|error| panic!("{script:?}: {error}"));
+            }
+        }
+        assert!(!first.served().is_empty(), "{script:?}");
+    }
+}
+
+#[tokio::test]
+async fn where_nobody_else_may_be_asked_the_same_upstream_is_asked_once_more() {
+    let (first, second) = (FakeUpstream::start(), FakeUpstream::start());
+    first.script(Script::new().reset_before_head());
+    second.script_for_key("sk-1-0", Script::refuse(429).retry_after(600));
+    let ready = Fleet::of(&[(&first, 2), (&second, 1)]).ready();
+    let answer = ready.ask().await.unwrap();
+    let expected = attempts(&[(0, "reset"), (1, "rate_limited"), (0, "")]);
+    assert_eq!(tried(&answer.attempts), expected);
+}
+
+#[tokio::test]
 async fn the_total_deadline_is_over_all_attempts() {
     let (first, second) = (FakeUpstream::start(), FakeUpstream::start());
     first.default_script(Script::refuse(500).head_delay(Duration::from_secs(2)));

@@ -181,6 +181,44 @@ async fn a_stream_that_ends_before_its_first_event_was_cut() {
 }
 
 #[tokio::test]
+async fn a_first_event_that_is_no_object_is_a_failure_of_the_attempt() {
+    for data in [
+        "{\"choices\":[{\"delta\"",
+        "1",
+        "upstream timed out",
+        "[DONE]",
+    ] {
+        let event = format!("data: {data}\n\n");
+        for tail in [
+            vec![chunk(&event), end()],
+            vec![chunk(event.trim_end()), end()],
+        ] {
+            let mut script = vec![stream_head()];
+            script.extend(tail);
+            let error = fails(script).await;
+            let expected = [ErrorClass::Protocol, ErrorClass::Cut];
+            assert!(expected.contains(&error.class), "{data}: {error:?}");
+            assert_eq!(error.stage, SendStage::Answered, "{data}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_document_that_is_no_whole_object_is_a_failure_of_the_attempt() {
+    for body in [
+        r#"{"id":"a","usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}"#,
+        r#"{"id":"a"#,
+        r#"{"id":"a"}}"#,
+        r#"[{"id":"a"}]"#,
+        "{",
+        "",
+    ] {
+        let error = fails(vec![json("200 OK", body)]).await;
+        assert_eq!(error.class, ErrorClass::Protocol, "{body}");
+    }
+}
+
+#[tokio::test]
 async fn a_cut_and_a_reset_before_the_first_event_are_told_apart() {
     let cut = fails(vec![
         stream_head(),
@@ -220,7 +258,7 @@ async fn a_stream_that_breaks_later_says_how() {
     ] {
         let script = vec![
             stream_head(),
-            chunk("data: 1\n\n"),
+            chunk("data: {}\n\n"),
             wait_ms(30),
             Step::Write("40\r\ndata".into()),
             wait_ms(30),
@@ -236,7 +274,7 @@ async fn a_stream_that_breaks_later_says_how() {
             }
         };
         assert_eq!(error.class(), expected, "{error:?}");
-        assert_eq!(read, b"data: 1\n\ndata", "what came before is handed out");
+        assert_eq!(read, b"data: {}\n\ndata", "what came before is handed out");
         assert!(body.next_chunk().await.is_none());
     }
 }
@@ -263,7 +301,7 @@ async fn what_was_not_asked_for_is_a_fault_of_protocol() {
         fails(vec![document("200 OK", gzip, "{}")]).await.class,
         ErrorClass::Protocol
     );
-    let server = Server::start(vec![stream_head(), chunk("data: 1\n\n"), end()]).await;
+    let server = Server::start(vec![stream_head(), chunk("data: {}\n\n"), end()]).await;
     let error = Relay::to(&server).ask().await.unwrap_err();
     assert_eq!(error.class, ErrorClass::Protocol);
 }
@@ -296,7 +334,7 @@ async fn a_port_where_nobody_listens_is_a_failure_to_connect() {
 
 #[tokio::test]
 async fn a_stream_error_does_not_leave_through_a_body_that_was_collected() {
-    let server = Server::start(vec![stream_head(), chunk("data: 1\n\n"), Step::Close]).await;
+    let server = Server::start(vec![stream_head(), chunk("data: {}\n\n"), Step::Close]).await;
     let mut relay = Relay::to(&server);
     relay.dispatcher = Dispatcher::new(ClientOptions {
         max_idle_per_host: 0,

@@ -111,7 +111,7 @@ async fn each_endpoint_has_its_path_and_a_stream_its_accept() {
         ]
     );
 
-    let server = Server::start(vec![stream_head(), chunk("data: 1\n\n"), end()]).await;
+    let server = Server::start(vec![stream_head(), chunk("data: {}\n\n"), end()]).await;
     Relay::to(&server).stream().await.unwrap();
     assert_eq!(server.seen()[0].header("accept"), Some("text/event-stream"));
 }
