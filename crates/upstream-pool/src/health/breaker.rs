@@ -195,9 +195,7 @@ impl Breaker {
             (Some(Probe::Forced), _) => return Verdict::Counted,
             (None, _) => {}
         }
-        self.run = self.run.saturating_add(1);
-        self.run_evidence = self.run_evidence.with(source);
-        self.window.failed(source, now);
+        self.count(source, now);
         let is_run = self.run >= policy.max_failures.get();
         let rate = self.window.totals(now);
         if !is_run && !is_too_many(policy, &rate) {
@@ -212,6 +210,9 @@ impl Breaker {
             return self.open(policy, now, luck);
         }
         self.forget();
+        // However often it failed, it is one failure among those to come. Were it none, requests that
+        // are repeated as often as failures are allowed would each be held back, and nothing opened.
+        self.count(source, now);
         Verdict::HoldBack {
             is_sure: !is_run && rate.failures < rate.attempts,
         }
@@ -265,6 +266,12 @@ impl Breaker {
             until: now.saturating_add(open_for),
         });
         open_for
+    }
+
+    fn count(&mut self, source: Source, now: Duration) {
+        self.run = self.run.saturating_add(1);
+        self.run_evidence = self.run_evidence.with(source);
+        self.window.failed(source, now);
     }
 
     fn forget(&mut self) {

@@ -148,7 +148,8 @@ fn one_request_that_fails_again_and_again_opens_nothing() {
     for n in 1..=1_000 {
         let ticket = breaker.begin(at(0)).unwrap();
         let verdict = breaker.fail(ticket, source(1, 1), &policy(), at(0), 0.0);
-        let expected = if n % 5 == 0 {
+        // Once held back, it is one failure already.
+        let expected = if n >= 5 && n % 4 == 1 {
             Verdict::HoldBack { is_sure: false }
         } else {
             Verdict::Counted
@@ -156,6 +157,32 @@ fn one_request_that_fails_again_and_again_opens_nothing() {
         assert_eq!(verdict, expected, "{n}");
     }
     assert_eq!(breaker.state(), State::Closed);
+}
+
+#[test]
+fn requests_that_are_repeated_as_often_as_failures_are_allowed_open_it_together() {
+    for max_failures in 1..=3 {
+        let policy = BreakerPolicy {
+            max_failures: NonZeroU32::new(max_failures).unwrap(),
+            ..policy()
+        };
+        let mut breaker = Breaker::new();
+        let mut request = |body| {
+            let attempts = (0..3).map_while(|_| {
+                let ticket = breaker.begin(at(0))?;
+                Some(breaker.fail(ticket, source(1, body), &policy, at(0), 0.0))
+            });
+            attempts.last()
+        };
+        let first = request(1);
+        assert_eq!(
+            first,
+            Some(Verdict::HoldBack { is_sure: false }),
+            "{max_failures}"
+        );
+        let second = request(2);
+        assert_eq!(second, Some(Verdict::Opened(at(60))), "{max_failures}");
+    }
 }
 
 #[test]
