@@ -1,11 +1,13 @@
-// Makes one call with the official OpenAI SDK for Node and prints what the SDK saw.
+// Makes calls with the official OpenAI SDK for Node and prints what the SDK saw.
 //
 //   BASE_URL=http://127.0.0.1:8000/v1 API_KEY=… MODEL=… SLUICE_TEST_NODE_MODULES=…/node_modules \
 //     node chat.mjs CASE [openai|openai-v6]
 //
-// One line of JSON comes out, whatever the SDK threw; README.md beside this file lists its fields.
-// The exit code is 0 when a report was printed. What is right is judged by the caller.
+// One line of JSON comes out for each call, whatever the SDK threw; README.md beside this
+// file lists its fields. `many` for CASE makes those that the file in CALLS lists.
+// The exit code is 0 when all reports were printed. What is right is judged by the caller.
 
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import process from "node:process";
@@ -140,27 +142,24 @@ function requiredEnv(name) {
   return value;
 }
 
+// The calls of `many`, a line `CASE MODEL` for each, or the only one.
+function readCalls(name) {
+  if (name !== "many") return [[name, requiredEnv("MODEL")]];
+  const lines = readFileSync(requiredEnv("CALLS"), "utf8").trim().split("\n");
+  return lines.map((line) => line.split(" "));
+}
+
 async function main() {
   const [name, packageName = "openai"] = process.argv.slice(2);
-  if (!Object.hasOwn(CASES, name ?? "")) {
-    process.stderr.write(`usage: chat.mjs ${Object.keys(CASES).join("|")} [openai|openai-v6]\n`);
+  if (name !== "many" && !Object.hasOwn(CASES, name ?? "")) {
+    const cases = Object.keys(CASES).join("|");
+    process.stderr.write(`usage: chat.mjs many|${cases} [openai|openai-v6]\n`);
     return 2;
   }
   // Modules are looked up beside a file; the SDKs lie elsewhere, so the look-up starts there.
   const require = createRequire(path.join(requiredEnv("SLUICE_TEST_NODE_MODULES"), "index.js"));
   const { OpenAI } = require(packageName);
-  const report = {
-    sdk: "openai-node",
-    sdk_version: require(`${packageName}/version`).VERSION,
-    case: name,
-    attempts: 0,
-    http_status: null,
-    request_id: null,
-    content: null,
-    finish_reason: null,
-    usage: null,
-    error: null,
-  };
+  let report;
   const countingFetch = async (url, init) => {
     report.attempts += 1;
     const response = await fetch(url, init);
@@ -173,13 +172,27 @@ async function main() {
     apiKey: requiredEnv("API_KEY"),
     fetch: countingFetch,
   });
-  try {
-    await CASES[name](client, requiredEnv("MODEL"), report);
-  } catch (error) {
-    // Whatever the SDK lets through is a finding for the caller.
-    recordError(report, error);
+  for (const [called, model] of readCalls(name)) {
+    report = {
+      sdk: "openai-node",
+      sdk_version: require(`${packageName}/version`).VERSION,
+      case: called,
+      attempts: 0,
+      http_status: null,
+      request_id: null,
+      content: null,
+      finish_reason: null,
+      usage: null,
+      error: null,
+    };
+    try {
+      await CASES[called](client, model, report);
+    } catch (error) {
+      // Whatever the SDK lets through is a finding for the caller.
+      recordError(report, error);
+    }
+    process.stdout.write(`${JSON.stringify(report)}\n`);
   }
-  process.stdout.write(`${JSON.stringify(report)}\n`);
   return 0;
 }
 

@@ -1,17 +1,19 @@
-// Makes one call with the official Anthropic SDK for Node and prints what the SDK saw.
+// Makes calls with the official Anthropic SDK for Node and prints what the SDK saw.
 //
 //   BASE_URL=http://127.0.0.1:8000 API_KEY=… MODEL=… SLUICE_TEST_NODE_MODULES=…/node_modules \
 //     node messages.mjs CASE [@anthropic-ai/sdk|anthropic-v0]
 //
-// One line of JSON comes out, whatever the SDK threw; README.md beside this file lists its fields.
-// The exit code is 0 when a report was printed. What is right is judged by the caller.
+// One line of JSON comes out for each call, whatever the SDK threw; README.md beside this
+// file lists its fields. `many` for CASE makes those that the file in CALLS lists.
+// The exit code is 0 when all reports were printed. What is right is judged by the caller.
 
+import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import path from "node:path";
 import process from "node:process";
 
 const MESSAGES = [{ role: "user", content: "Say hello." }];
-const CALL = { max_tokens: 64, messages: MESSAGES };
+const CALL = { max_tokens: 1024, messages: MESSAGES };
 
 function recordError(report, error) {
   report.error = {
@@ -79,28 +81,24 @@ function requiredEnv(name) {
   return value;
 }
 
+// The calls of `many`, a line `CASE MODEL` for each, or the only one.
+function readCalls(name) {
+  if (name !== "many") return [[name, requiredEnv("MODEL")]];
+  const lines = readFileSync(requiredEnv("CALLS"), "utf8").trim().split("\n");
+  return lines.map((line) => line.split(" "));
+}
+
 async function main() {
   const [name, packageName = "@anthropic-ai/sdk"] = process.argv.slice(2);
-  if (!Object.hasOwn(CASES, name ?? "")) {
+  if (name !== "many" && !Object.hasOwn(CASES, name ?? "")) {
     const cases = Object.keys(CASES).join("|");
-    process.stderr.write(`usage: messages.mjs ${cases} [@anthropic-ai/sdk|anthropic-v0]\n`);
+    process.stderr.write(`usage: messages.mjs many|${cases} [@anthropic-ai/sdk|anthropic-v0]\n`);
     return 2;
   }
   // Modules are looked up beside a file; the SDKs lie elsewhere, so the look-up starts there.
   const require = createRequire(path.join(requiredEnv("SLUICE_TEST_NODE_MODULES"), "index.js"));
   const { Anthropic } = require(packageName);
-  const report = {
-    sdk: "anthropic-node",
-    sdk_version: require(`${packageName}/version`).VERSION,
-    case: name,
-    attempts: 0,
-    http_status: null,
-    request_id: null,
-    content: null,
-    stop_reason: null,
-    usage: null,
-    error: null,
-  };
+  let report;
   const countingFetch = async (url, init) => {
     report.attempts += 1;
     const response = await fetch(url, init);
@@ -113,13 +111,27 @@ async function main() {
     apiKey: requiredEnv("API_KEY"),
     fetch: countingFetch,
   });
-  try {
-    await CASES[name](client, requiredEnv("MODEL"), report);
-  } catch (error) {
-    // Whatever the SDK lets through is a finding for the caller.
-    recordError(report, error);
+  for (const [called, model] of readCalls(name)) {
+    report = {
+      sdk: "anthropic-node",
+      sdk_version: require(`${packageName}/version`).VERSION,
+      case: called,
+      attempts: 0,
+      http_status: null,
+      request_id: null,
+      content: null,
+      stop_reason: null,
+      usage: null,
+      error: null,
+    };
+    try {
+      await CASES[called](client, model, report);
+    } catch (error) {
+      // Whatever the SDK lets through is a finding for the caller.
+      recordError(report, error);
+    }
+    process.stdout.write(`${JSON.stringify(report)}\n`);
   }
-  process.stdout.write(`${JSON.stringify(report)}\n`);
   return 0;
 }
 

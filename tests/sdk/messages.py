@@ -1,9 +1,11 @@
-"""Makes one call with the official Anthropic SDK for Python and prints what the SDK saw.
+"""Makes calls with the official Anthropic SDK for Python and prints what the SDK saw.
 
     BASE_URL=http://127.0.0.1:8000 API_KEY=… MODEL=… python messages.py CASE
+    BASE_URL=… API_KEY=… CALLS=FILE python messages.py many
 
-One line of JSON comes out, whatever the SDK raised; README.md beside this file lists its fields.
-The exit code is 0 when a report was printed. What is right is judged by the caller.
+One line of JSON comes out for each call, whatever the SDK raised; README.md beside
+this file lists its fields.
+The exit code is 0 when all reports were printed. What is right is judged by the caller.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from typing import Any, Callable
 import anthropic
 
 MESSAGES = [{"role": "user", "content": "Say hello."}]
-CALL = {"max_tokens": 64, "messages": MESSAGES}
+CALL = {"max_tokens": 1_024, "messages": MESSAGES}
 
 Report = dict[str, Any]
+# The case and the model of each.
+Calls = list[tuple[str, str]]
 
 
 def new_report(case: str) -> Report:
@@ -128,7 +132,10 @@ CASES: dict[str, Callable[..., Any]] = {
 }
 
 
-def run_sync(case: Callable[..., Any], report: Report, base_url: str, key: str, model: str) -> None:
+def run_sync(calls: Calls, base_url: str, key: str) -> None:
+    """Makes the calls one after the other with one client and prints a report for each."""
+    report: Report = {}
+
     def on_request(_request: Any) -> None:
         report["attempts"] += 1
 
@@ -140,7 +147,13 @@ def run_sync(case: Callable[..., Any], report: Report, base_url: str, key: str, 
         event_hooks={"request": [on_request], "response": [on_response]}
     )
     with anthropic.Anthropic(base_url=base_url, api_key=key, http_client=http) as client:
-        case(client, model, report)
+        for name, model in calls:
+            report = new_report(name)
+            try:
+                CASES[name](client, model, report)
+            except Exception as error:  # Whatever the SDK lets through is a finding for the caller.
+                record_error(report, error)
+            print(json.dumps(report), flush=True)
 
 
 async def run_async(
@@ -162,18 +175,26 @@ async def run_async(
         await case(client, model, report)
 
 
+def read_calls(name: str) -> Calls:
+    """Reads the calls of `many`, a line `CASE MODEL` for each, or returns the only one."""
+    if name != "many":
+        return [(name, os.environ["MODEL"])]
+    with open(os.environ["CALLS"], encoding="utf-8") as lines:
+        return [(case, model) for case, model in (line.split() for line in lines)]
+
+
 def main() -> int:
-    if len(sys.argv) != 2 or sys.argv[1] not in CASES:
-        print(f"usage: messages.py {'|'.join(CASES)}", file=sys.stderr)
+    if len(sys.argv) != 2 or sys.argv[1] not in {"many", *CASES}:
+        print(f"usage: messages.py many|{'|'.join(CASES)}", file=sys.stderr)
         return 2
     name = sys.argv[1]
-    target = (os.environ["BASE_URL"], os.environ["API_KEY"], os.environ["MODEL"])
+    target = (os.environ["BASE_URL"], os.environ["API_KEY"])
+    if not asyncio.iscoroutinefunction(CASES.get(name)):
+        run_sync(read_calls(name), *target)
+        return 0
     report = new_report(name)
     try:
-        if asyncio.iscoroutinefunction(CASES[name]):
-            asyncio.run(run_async(CASES[name], report, *target))
-        else:
-            run_sync(CASES[name], report, *target)
+        asyncio.run(run_async(CASES[name], report, *target, os.environ["MODEL"]))
     except Exception as error:  # Whatever the SDK lets through is a finding for the caller.
         record_error(report, error)
     print(json.dumps(report))

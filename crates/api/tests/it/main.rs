@@ -21,6 +21,8 @@ mod endings;
 #[cfg(test)]
 mod errors;
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod hot_path;
 #[cfg(test)]
 mod keys;

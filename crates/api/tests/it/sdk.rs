@@ -1,10 +1,12 @@
 //! The official SDKs of OpenAI and Anthropic as clients of the real binary.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_testkit::{AzureRefusal, ErrorShape, Program, Quirk, Script};
+use tempfile::NamedTempFile;
 
 use crate::compatible::compatible;
 use crate::deployment::{Backend, Deployment, MODEL, Relay, on_both_databases};
@@ -14,8 +16,8 @@ const SDK_PATIENCE: Duration = Duration::from_mins(3);
 
 /// An SDK under test.
 #[derive(Debug, Clone)]
-struct Sdk {
-    name: &'static str,
+pub(crate) struct Sdk {
+    pub(crate) name: &'static str,
     program: String,
     arguments: Vec<String>,
     /// The path that its base URL ends in.
@@ -23,13 +25,13 @@ struct Sdk {
 }
 
 /// The OpenAI SDKs.
-fn sdks() -> Vec<Sdk> {
+pub(crate) fn sdks() -> Vec<Sdk> {
     installed("chat", &["openai", "openai-v6"], "/v1")
 }
 
 /// The Anthropic SDKs: of Node also the one before the version of October 2026, which sends its key
 /// in another header.
-fn claude_sdks() -> Vec<Sdk> {
+pub(crate) fn claude_sdks() -> Vec<Sdk> {
     installed("messages", &["@anthropic-ai/sdk", "anthropic-v0"], "")
 }
 
@@ -75,19 +77,48 @@ fn variable(name: &str) -> Option<String> {
 }
 
 impl Sdk {
+    /// Returns whether it is one of Anthropic.
+    pub(crate) fn calls_messages(&self) -> bool {
+        self.base_path.is_empty()
+    }
+
     /// Makes one call and returns what the SDK saw.
     async fn call(&self, relay: &Relay, case: &str, key: &str, model: &str) -> Value {
+        let program = self.program(relay, case, key).env("MODEL", model);
+        let printed = self.run(program, case, SDK_PATIENCE).await;
+        serde_json::from_str(printed.trim()).unwrap()
+    }
+
+    /// Makes calls one after the other in one process, each a case and a model, and returns what the
+    /// SDK saw of each.
+    pub(crate) async fn call_many(&self, relay: &Relay, calls: &[(String, String)]) -> Vec<Value> {
+        let mut list = NamedTempFile::new().unwrap();
+        for (case, model) in calls {
+            writeln!(list, "{case} {model}").unwrap();
+        }
+        let program = self.program(relay, "many", relay.key());
+        let program = program.env("CALLS", list.path());
+        let seconds = u64::try_from(calls.len()).unwrap();
+        let patience = SDK_PATIENCE + Duration::from_secs(seconds);
+        let printed = self.run(program, "many", patience).await;
+        let reports = printed
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap());
+        reports.collect()
+    }
+
+    fn program(&self, relay: &Relay, case: &str, key: &str) -> Program {
         let mut arguments = self.arguments.clone();
         arguments.insert(1, case.to_owned());
-        let program = Program::new(&self.program)
+        let base_url = format!("http://{}{}", relay.address, self.base_path);
+        Program::new(&self.program)
             .args(arguments)
-            .env(
-                "BASE_URL",
-                format!("http://{}{}", relay.address, self.base_path),
-            )
+            .env("BASE_URL", base_url)
             .env("API_KEY", key)
-            .env("MODEL", model);
-        let finished = tokio::task::spawn_blocking(move || program.run(SDK_PATIENCE))
+    }
+
+    async fn run(&self, program: Program, case: &str, patience: Duration) -> String {
+        let finished = tokio::task::spawn_blocking(move || program.run(patience))
             .await
             .unwrap();
         assert!(
@@ -96,7 +127,7 @@ impl Sdk {
             self.name,
             finished.stderr
         );
-        serde_json::from_str(finished.stdout.trim()).unwrap()
+        finished.stdout
     }
 }
 

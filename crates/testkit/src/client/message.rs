@@ -127,6 +127,21 @@ impl Response {
     }
 }
 
+impl Response {
+    /// Returns the events of a stream that was read to its end, comments included.
+    pub fn events(&self) -> Vec<RawEvent> {
+        let mut rest = self.body.clone();
+        let mut events = Vec::new();
+        while !rest.is_empty() {
+            let end = end_of_event(&rest);
+            let raw = rest.split_to(end.unwrap_or(rest.len()));
+            let is_whole = end.is_some();
+            events.push(RawEvent { raw, is_whole });
+        }
+        events
+    }
+}
+
 /// An event of a stream as it stood on the wire; also comments and what is left at a clean end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RawEvent {
