@@ -10,6 +10,9 @@ use sluice_domain::usage::{Basis, Ending, Owed, Stage, TokenUsage, charge};
 
 use crate::journal::OpenHold;
 
+/// Why an attempt failed that is known to have failed: the journal has its start alone.
+const UNKNOWN_FAILURE: &str = "unknown";
+
 /// Makes the record of a request that was open when its process died. What was relayed is owed, by
 /// the provider's own numbers where they had been seen; nothing else is.
 pub(crate) fn recovered(hold: OpenHold, now: UnixMillis) -> UsageRecord {
@@ -18,6 +21,7 @@ pub(crate) fn recovered(hold: OpenHold, now: UnixMillis) -> UsageRecord {
         attempts,
         progress,
     } = hold;
+    let last = attempts.len().saturating_sub(1);
     // Whether it had been sent, nobody but the upstream knows.
     let stage = match progress {
         Some(_) => Stage::Relaying,
@@ -47,12 +51,14 @@ pub(crate) fn recovered(hold: OpenHold, now: UnixMillis) -> UsageRecord {
         duration_ms: now.since(open.started_at),
         attempts: attempts
             .into_iter()
-            .map(|attempt| AttemptRecord {
+            .enumerate()
+            .map(|(index, attempt)| AttemptRecord {
                 upstream_id: attempt.upstream_id,
                 upstream_key_id: attempt.upstream_key_id,
                 upstream_model: attempt.upstream_model,
                 status: None,
-                error: None,
+                // Another one was begun after it.
+                error: (index < last).then_some(Cow::Borrowed(UNKNOWN_FAILURE)),
                 started_at: attempt.started_at,
                 head_ms: 0,
             })

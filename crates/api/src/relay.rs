@@ -249,7 +249,10 @@ impl RelayCall {
             body: &self.body,
             token_bound: self.token_bound,
             render: &render,
-            attempt_ended: &|record| self.side.attempt_ended(record),
+            attempt_ended: &|record| {
+                self.side.attempt_ended(record);
+                crash::point("attempt.ended");
+            },
             abandoned: &|skipped| self.side.passed_over(skipped),
             clock: &app.clock,
             max_event_bytes: app.config.relay.max_event_bytes,

@@ -8,10 +8,12 @@ use std::os::unix::process::ExitStatusExt as _;
 use std::time::Duration;
 
 use serde_json::Value;
-use sluice_testkit::RunningProcess;
+use sluice_testkit::{FakeUpstream, Request, RunningProcess, Script, call};
 
 use crate::audit::{Audit, Tally, audit};
-use crate::deployment::{Backend, Deployment, PATIENCE};
+use crate::deployment::{
+    Backend, Deployment, MODEL, PATIENCE, address_of, chat, on_both_databases, streamed_chat,
+};
 use crate::load::{Dice, Load, prepare};
 
 /// Kills at each place in the small size.
@@ -41,7 +43,7 @@ enum Way {
     Outside,
 }
 
-const PLACES: [(&str, Way); 45] = [
+const PLACES: [(&str, Way); 46] = [
     ("hold.reserving", Way::Load(30)),
     ("hold.reserved", Way::Load(30)),
     ("hold.held", Way::Load(30)),
@@ -49,6 +51,7 @@ const PLACES: [(&str, Way); 45] = [
     ("open.written", Way::Load(30)),
     ("attempt.begun", Way::Load(30)),
     ("dispatch.rendered", Way::Load(30)),
+    ("attempt.ended", Way::Load(30)),
     ("turn.writing", Way::Load(60)),
     ("turn.written", Way::Load(60)),
     ("stream.head", Way::Load(15)),
@@ -97,6 +100,59 @@ fn every_request_has_one_record_through_any_number_of_kills_on_sqlite() {
 #[test]
 fn every_request_has_one_record_through_any_number_of_kills_on_postgres() {
     try_kills(Backend::Postgres);
+}
+
+on_both_databases! {
+    /// Whatever an attempt has cost the operator, a request of which nothing was relayed is charged
+    /// nothing, whether it dies after its first attempt, before its second, or when that was sent.
+    async fn a_request_that_dies_between_two_attempts_has_one_record_of_nothing(deployment: Deployment) {
+        let mut deployment = deployment;
+        let second = FakeUpstream::start();
+        let url = second.base_url();
+        deployment.run(&["upstream", "create", "second", "--kind", "compatible", "--url", &url, "--allow-private"]);
+        deployment.run(&["route", "set", MODEL, "--to", "fake", "--to", "second,tier=1"]);
+        deployment.upstream.default_script(Script::refuse(429));
+        second.default_script(Script::new().stall_before_head(PATIENCE));
+        deployment.set("SLUICE_SERVER_WORKERS", "1");
+        let places = ["attempt.ended:1", "attempt.begun:2", "dispatch.rendered:2", OUTSIDE];
+        let mut count = 0;
+        for (place, body) in places.into_iter().flat_map(|place| [(place, chat(3)), (place, streamed_chat(3))]) {
+            let process = deployment.program(&["serve"]).env("CRASH_AT", place).start();
+            let address = address_of(&process);
+            let request = Request::post("/v1/chat/completions", &body).key(&deployment.key);
+            let client = tokio::spawn(async move { call(address, &request).await });
+            let attempts = if place == OUTSIDE {
+                let before = second.served().len();
+                second.wait_for(|served| served.len() > before, PATIENCE).await;
+                // The only thread answers after it has written what it had noted.
+                call(address, &Request::get("/livez")).await.unwrap();
+                process.kill();
+                2
+            } else {
+                1
+            };
+            assert!(client.await.unwrap().is_err(), "{place}");
+            assert_eq!(process.wait_exit(PATIENCE).signal(), Some(SIGKILL), "{place}");
+            count += 1;
+
+            let process = deployment.program(&["serve"]).start();
+            address_of(&process);
+            let record = deployment.wait_for_records(count).await.pop().unwrap();
+            process.terminate();
+            assert!(process.wait_exit(PATIENCE).success(), "{}", process.stderr());
+            let seen = (&*record.ending, &*record.basis, record.usage.total(), record.quota_tokens);
+            assert_eq!(seen, ("crashed", "recovered", 0, 0), "{place}: {record:?}");
+            let told = deployment.run(&["explain", &record.request_id.to_string(), "--json"]);
+            let told: Value = serde_json::from_str(&told).unwrap();
+            assert_eq!(told["attempts"].as_array().unwrap().len(), attempts, "{place}: {told}");
+            deployment.run(&["ledger", "verify"]);
+        }
+        // What died before its second attempt has not made it.
+        assert_eq!((deployment.upstream.served().len(), second.served().len()), (count, 2));
+        let ((records, tokens), monthly) = deployment.rollups().await;
+        assert_eq!((records, tokens), (i64::try_from(count).unwrap(), 0));
+        assert_eq!(monthly, (records, tokens));
+    }
 }
 
 fn try_kills(backend: Backend) {
