@@ -355,29 +355,13 @@ impl Journal {
     /// # Errors
     /// As [`note_sent`](Self::note_sent).
     pub fn note_went_back(&self, posted_no: i64) -> Result<(), JournalError> {
-        let mut writer = self.writer.lock();
-        let (seq, sent) = (writer.balances.seq, writer.balances.sent);
-        let posted_no = posted_no.min(writer.balances.posted_no);
-        let note = |seq, posted_no| Note {
-            seq,
+        let note = Note {
+            seq: 0,
             posted_no,
             leases: Vec::new(),
         };
-        let (ack, sent) = (note(seq, posted_no), sent.map(|seq| note(seq, 0)));
-        let mut lines = Batch::default();
-        push_note(&mut lines, Kind::Ack, &ack);
-        if let Some(sent) = &sent {
-            // The answer that is still awaited is not forgotten.
-            push_note(&mut lines, Kind::Sent, sent);
-        }
-        self.write_note(&mut writer, &mut lines)?;
-        self.change_balances(&mut writer, |balances| {
-            balances.apply_ack(&ack);
-            if let Some(sent) = &sent {
-                balances.apply_sent(sent);
-            }
-        });
-        Ok(())
+        // One line: what else the journal knows must not depend on whether a second one is there.
+        self.write_notes(&mut self.writer.lock(), vec![(Kind::WentBack, note)])
     }
 
     /// Returns the counters of which it has balances.

@@ -41,10 +41,16 @@ impl Balances {
         }
     }
 
-    /// Takes in a line that says what was sent or answered.
+    /// The database has lost posts. The answer that is still awaited is not forgotten.
+    fn apply_went_back(&mut self, note: &Note) {
+        self.posted_no = self.posted_no.min(note.posted_no);
+    }
+
+    /// Takes in a line that says what was sent or answered, or that the database went back.
     pub(super) fn apply(&mut self, kind: Kind, note: &Note) {
         match kind {
             Kind::Sent => self.apply_sent(note),
+            Kind::WentBack => self.apply_went_back(note),
             _ => self.apply_ack(note),
         }
     }

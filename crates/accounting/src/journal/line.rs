@@ -49,10 +49,11 @@ pub(super) enum Kind {
     Post,
     Sent,
     Ack,
+    WentBack,
 }
 
 impl Kind {
-    pub(super) const ALL: [Self; 8] = [
+    pub(super) const ALL: [Self; 9] = [
         Self::Start,
         Self::Checkpoint,
         Self::Open,
@@ -61,6 +62,7 @@ impl Kind {
         Self::Post,
         Self::Sent,
         Self::Ack,
+        Self::WentBack,
     ];
 
     pub(super) const fn code(self) -> u8 {
@@ -73,6 +75,7 @@ impl Kind {
             Self::Post => 6,
             Self::Sent => 7,
             Self::Ack => 8,
+            Self::WentBack => 9,
         }
     }
 
@@ -511,7 +514,7 @@ mod tests {
     #[test]
     fn codes_of_kinds_are_fixed() {
         let codes = Kind::ALL.map(Kind::code);
-        assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8]);
-        assert_eq!(Kind::from_code(9), None);
+        assert_eq!(codes, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+        assert_eq!(Kind::from_code(10), None);
     }
 }

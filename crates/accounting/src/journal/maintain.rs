@@ -288,7 +288,7 @@ impl Writer {
                 Kind::Post => {
                     self.open.remove(&request_id);
                 }
-                Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack => {}
+                Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack | Kind::WentBack => {}
             }
         }
         self.count_open();

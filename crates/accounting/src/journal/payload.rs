@@ -163,7 +163,9 @@ pub(super) fn request_of(payload: &[u8]) -> Option<RequestId> {
 /// Returns what a line is about; `None` when its payload is malformed.
 pub(super) fn about(kind: Kind, payload: &[u8]) -> Option<LineAbout> {
     match kind {
-        Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack => Some(LineAbout::none(kind)),
+        Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack | Kind::WentBack => {
+            Some(LineAbout::none(kind))
+        }
         Kind::Open | Kind::Attempt | Kind::Post => {
             Some(LineAbout::request(kind, request_of(payload)?))
         }

@@ -434,8 +434,9 @@ impl Reading {
                 }
             }
             Kind::Checkpoint => balances.apply_checkpoint(decode_checkpoint(line.payload)?),
-            Kind::Sent => balances.apply_sent(&decode_note(line.payload)?),
-            Kind::Ack => balances.apply_ack(&decode_note(line.payload)?),
+            Kind::Sent | Kind::Ack | Kind::WentBack => {
+                balances.apply(line.kind, &decode_note(line.payload)?);
+            }
             Kind::Open => {
                 let open = decode_open(line.payload)?;
                 // A later copy of its lines may be torn; where the first ones are, all of them are.

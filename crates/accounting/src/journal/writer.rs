@@ -253,7 +253,7 @@ impl Writer {
                         None => {}
                     }
                 }
-                Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack => {}
+                Kind::Start | Kind::Checkpoint | Kind::Sent | Kind::Ack | Kind::WentBack => {}
             }
         }
         self.next_sequence = run.after.next_sequence;

@@ -356,3 +356,64 @@ fn what_a_database_that_went_back_has_lost_is_kept_until_it_has_it_again() {
         "nothing is kept for longer"
     );
 }
+
+/// Wherever the journal ends, the transaction whose answer is awaited is known: without it the next
+/// start would take its own transaction for that of another process.
+#[test]
+fn that_a_database_went_back_is_noted_as_a_whole_or_not_at_all() {
+    let mut seen = [0, 0];
+    for kept in 0.. {
+        let disk = MemoryDisk::default();
+        let journal = opened(&disk, small());
+        let mut holder = Holder::default();
+        run(&journal, &mut holder, 1..10, 0);
+        journal.note_sent(1, &[]).unwrap();
+        journal.note_ack(1, 8, &[lease(1, 5)]).unwrap();
+        journal.note_sent(2, &[lease(1, 4)]).unwrap();
+        journal.sync().unwrap();
+        journal.note_went_back(3).unwrap();
+        let mut left = kept;
+        let disk = disk.after_power_cut(|length| {
+            let kept = left.min(length);
+            left -= kept;
+            kept
+        });
+        let read = replay(&disk).unwrap();
+        assert_eq!((read.seq, read.sent), (1, Some(2)), "{kept}");
+        assert_eq!(read.leases, [lease(1, 4)], "{kept}");
+        assert!(matches!(read.posted_no, 3 | 8), "{kept}");
+        seen[usize::from(read.posted_no == 3)] += 1;
+        if left > 0 {
+            break;
+        }
+    }
+    assert!(seen[0] > 20 && seen[1] > 0, "{seen:?}");
+}
+
+#[test]
+fn that_a_database_went_back_is_known_where_a_segment_ends_with_it() {
+    let disk = MemoryDisk::default();
+    let journal = opened(&disk, small());
+    run(&journal, &mut Holder::default(), 1..150, 0);
+    journal.note_ack(1, 20, &[lease(1, 5)]).unwrap();
+    journal.note_sent(2, &[lease(1, 4)]).unwrap();
+    let active = || journal.writer.lock().active.number();
+    let mut rolls = 0;
+    for note in 0..10_000 {
+        let before = active();
+        journal.note_went_back(7).unwrap();
+        if active() == before && note > 0 {
+            continue;
+        }
+        let read = replay(&disk).unwrap();
+        let seen = (read.posted_no, read.seq, read.sent);
+        assert_eq!(seen, (7, 1, Some(2)), "{note}");
+        assert_eq!(read.leases, [lease(1, 4)], "{note}");
+        rolls += active() - before;
+        journal.maintain(UnixMillis(0)).unwrap();
+        if rolls == 2 {
+            return;
+        }
+    }
+    panic!("no segment ended");
+}
