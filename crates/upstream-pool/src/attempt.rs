@@ -6,7 +6,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::CONTENT_TYPE;
 use http::{HeaderMap, HeaderValue, Method, Request, StatusCode};
 use sluice_domain::time::UnixMillis;
-use sluice_protocol::answer::inspect;
+use sluice_protocol::answer::{AnswerFacts, inspect};
 use tokio::time::Instant;
 
 use crate::body::{UpstreamBody, UpstreamBodyError, Wire};
@@ -84,6 +84,8 @@ pub(crate) struct Outcome {
     pub(crate) status: StatusCode,
     pub(crate) kind: AnswerKind,
     pub(crate) body: UpstreamBody,
+    /// What was read of a document that is here whole.
+    pub(crate) facts: Option<AnswerFacts>,
 }
 
 /// An attempt under way.
@@ -373,7 +375,8 @@ impl<'a> Attempt<'a> {
             let body = UpstreamBody::wire(whole, wire);
             return Ok(answer.into_outcome(AnswerKind::Document, body));
         }
-        if !inspect(self.call.endpoint, &whole).is_json_object {
+        let facts = inspect(self.call.endpoint, &whole);
+        if !facts.is_json_object {
             return Err(Failure::answered(
                 ErrorClass::Protocol,
                 "the answer is no JSON object",
@@ -382,7 +385,11 @@ impl<'a> Attempt<'a> {
         if whole.len() <= MAX_DISGUISED_BYTES && is_error_object(&whole) {
             return Err(answer.into_disguised(whole, self.call.clock.now()));
         }
-        Ok(answer.into_outcome(AnswerKind::Document, UpstreamBody::in_memory(whole)))
+        let body = UpstreamBody::in_memory(whole);
+        Ok(Outcome {
+            facts: Some(facts),
+            ..answer.into_outcome(AnswerKind::Document, body)
+        })
     }
 }
 
@@ -420,6 +427,7 @@ impl AnswerHead {
             status: self.status,
             kind,
             body,
+            facts: None,
         }
     }
 }

@@ -116,6 +116,7 @@ fn outcome(kind: AnswerKind, body: UpstreamBody) -> Outcome {
         status: StatusCode::OK,
         kind,
         body,
+        facts: None,
     }
 }
 

@@ -17,6 +17,7 @@ use sluice_domain::quota::Payer;
 use sluice_domain::record::AttemptRecord;
 use sluice_domain::route::Endpoint;
 use sluice_domain::upstream::ProviderKind;
+use sluice_protocol::answer::AnswerFacts;
 use tokio::sync::OnceCell;
 use tokio::time::Instant;
 
@@ -119,6 +120,8 @@ pub struct UpstreamAnswer {
     pub kind: AnswerKind,
     /// The body.
     pub body: UpstreamBody,
+    /// What was read of a document that is here whole, so that nobody reads it again.
+    pub facts: Option<AnswerFacts>,
     /// The name of the upstream that answered.
     pub upstream_name: Arc<str>,
     /// Its protocol.
@@ -255,6 +258,7 @@ impl Dispatcher {
                         status: outcome.status,
                         kind: outcome.kind,
                         body: outcome.body,
+                        facts: outcome.facts,
                         answered_at,
                         slot,
                         upstream_name: Arc::clone(&lane.upstream.name),

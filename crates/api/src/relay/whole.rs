@@ -12,7 +12,7 @@ use http::{HeaderValue, Response, StatusCode};
 use sluice_accounting::crash;
 use sluice_domain::route::Endpoint;
 use sluice_domain::usage::{Ending, Stage};
-use sluice_protocol::answer;
+use sluice_protocol::answer::{self, AnswerFacts};
 use sluice_protocol::normal::{Identity, normalize_answer};
 use sluice_upstream_pool::{
     Attempts, ErrorClass, UpstreamAnswer, UpstreamBody, UpstreamBodyError, UpstreamSlot,
@@ -51,7 +51,7 @@ pub(super) fn relay(call: RelayCall, mut in_flight: InFlight) -> ReadToEnd {
                 let wants_base64 = call.outline.wants_base64;
                 let is_detached = call.side.is_detached.load(Ordering::Relaxed);
                 let (booked, answer) = book(
-                    (answer.status, body),
+                    (answer.status, body, answer.facts),
                     &mut in_flight,
                     call.endpoint,
                     identity.as_ref(),
@@ -93,7 +93,7 @@ pub(super) async fn finish(
     );
     let body = answer.body.collect(max_bytes).await;
     let (booked, answer) = book(
-        (answer.status, body),
+        (answer.status, body, answer.facts),
         &mut in_flight,
         endpoint,
         identity.as_ref(),
@@ -119,9 +119,13 @@ fn note_answer(
 }
 
 /// Books an answer that was read to its end, or as far as it came, and hands it out, in the form that
-/// the SDKs take.
+/// the SDKs take. `known` is what was read of it already.
 fn book(
-    (status, body): (StatusCode, Result<Bytes, UpstreamBodyError>),
+    (status, body, known): (
+        StatusCode,
+        Result<Bytes, UpstreamBodyError>,
+        Option<AnswerFacts>,
+    ),
     in_flight: &mut InFlight,
     endpoint: Endpoint,
     identity: Option<&Identity>,
@@ -141,7 +145,7 @@ fn book(
             return (booked, Err(answer));
         }
     };
-    let facts = answer::inspect(endpoint, &body);
+    let facts = known.unwrap_or_else(|| answer::inspect(endpoint, &body));
     // What is free of charge has its usage already.
     in_flight.usage = facts.usage.or(in_flight.usage);
     if !facts.is_json_object || facts.error.is_some() {
