@@ -53,4 +53,6 @@ mod sdk;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
+mod upstream_limits;
+#[cfg(test)]
 mod upstreams;
