@@ -219,14 +219,18 @@ const LEASED: i64 = 5_000;
 const CAP: i64 = 1_000_000_000;
 const INSTANCE: u128 = 9;
 
-fn open_journal(folder: &TempDir, boot_id: BootId) -> (Journal, journal::Replay) {
+fn open_journal(
+    folder: &TempDir,
+    boot_id: BootId,
+    options: journal::Options,
+) -> (Journal, journal::Replay) {
     let disk = FolderDisk::open(folder.path()).unwrap();
     let identity = journal::Identity {
         instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
         boot_id,
         previous_boot: None,
     };
-    Journal::open(Arc::new(disk), journal::Options::default(), identity).unwrap()
+    Journal::open(Arc::new(disk), options, identity).unwrap()
 }
 
 fn options(max_in_memory: usize) -> LedgerOptions {
@@ -247,8 +251,15 @@ fn begun_away() -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
 fn begun_away_with(
     max_in_memory: usize,
 ) -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
+    begun_away_on(max_in_memory, journal::Options::default())
+}
+
+fn begun_away_on(
+    max_in_memory: usize,
+    of_journal: journal::Options,
+) -> (TempDir, Arc<Store>, Arc<StoppedClock>, Ledger, Writer) {
     let folder = tempfile::tempdir().unwrap();
-    let (journal, _nothing) = open_journal(&folder, boot(1));
+    let (journal, _nothing) = open_journal(&folder, boot(1), of_journal);
     let lease = Lease {
         key: tenant_counter(),
         held: Amounts::tokens(LEASED),
@@ -268,7 +279,7 @@ fn begun_away_with(
         leases: Mutex::new(BTreeMap::from([(lease.key, lease.held)])),
     });
     let clock = Arc::<StoppedClock>::default();
-    let (journal, replay) = open_journal(&folder, boot(2));
+    let (journal, replay) = open_journal(&folder, boot(2), of_journal);
     let identity = Identity {
         instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
         earlier_boots: vec![boot(1)],
@@ -732,6 +743,69 @@ async fn what_the_database_lost_is_kept_from_the_moment_that_this_is_known() {
     writing.abort();
 }
 
+/// A database that goes back by more than the journal keeps: the instance stops, says what is missing,
+/// and admits nobody, because nothing that it knows of its leases holds any more.
+#[tokio::test(start_paused = true)]
+async fn an_instance_stops_when_the_database_lost_posts_that_the_journal_no_longer_has() {
+    let small = journal::Options {
+        segment_bytes: 64 << 10,
+        keep: Duration::ZERO,
+        ..journal::Options::default()
+    };
+    let (folder, store, clock, ledger, mut writer) = begun_away_on(100, small);
+    store.is_up.store(true, Ordering::SeqCst);
+    writer.reconcile().await.unwrap();
+    let lane = ledger.lane();
+    let writing = tokio::spawn(Arc::clone(&lane).run());
+    let account = account_away(&ledger);
+    let ask_and_end = async || {
+        let hold = ask(&ledger, &lane, &account, 10).await?;
+        hold.post(RequestEnd::withdrawn()).unwrap().await;
+        Ok::<(), Refusal>(())
+    };
+    let earlier = store.row.lock().clone();
+    let kept = || {
+        let disk = FolderDisk::open(folder.path()).unwrap();
+        let mut first = i64::MAX;
+        journal::kept_posts(&disk, &mut |posts| {
+            first = posts.iter().map(|post| post.post_no).fold(first, i64::min);
+        })
+        .unwrap();
+        first
+    };
+    // Until the first segment is gone, because the database has all of it.
+    let mut asked = 0;
+    while asked < 100 || kept() == 1 {
+        for _request in 0..100 {
+            ask_and_end().await.unwrap();
+            asked += 1;
+        }
+        writer.post_all().await.unwrap();
+        ledger.shared.journal.sync().unwrap();
+        ledger.shared.journal.maintain(clock.now()).unwrap();
+        assert!(asked < 100_000, "nothing is removed");
+    }
+    let oldest = kept();
+    *store.row.lock() = InstanceRow {
+        boot_id: boot(2),
+        ..earlier
+    };
+    ask_and_end().await.unwrap();
+    let finish = writer.run(std::future::pending(), PATIENCE).await;
+    let Finish::PostsGone {
+        from: 1,
+        oldest: told,
+    } = finish
+    else {
+        panic!("{finish:?}");
+    };
+    assert!((2..=oldest).contains(&told), "{told} of {oldest}");
+    assert!(ask_and_end().await.is_err(), "somebody is admitted");
+    // What it has stays, for an operator who gives up the rest.
+    assert!(kept() <= oldest);
+    writing.abort();
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_instance_goes_on_when_the_database_lost_that_it_was_settled() {
     let (_folder, store, _clock, ledger, mut writer) = begun_away();
@@ -835,7 +909,7 @@ async fn a_start_leaves_no_lease_in_the_journal_that_the_database_does_not_know(
     drop((ledger, writer));
     store.row.lock().seq = 8;
     store.leases.lock().clear();
-    let (journal, replay) = open_journal(&folder, boot(3));
+    let (journal, replay) = open_journal(&folder, boot(3), journal::Options::default());
     assert_eq!(replay.leases.len(), 1);
     let identity = Identity {
         instance_id: InstanceId::from_uuid(Uuid::from_u128(INSTANCE)),
