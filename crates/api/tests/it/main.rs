@@ -29,6 +29,8 @@ mod keys;
 #[cfg(test)]
 mod load;
 #[cfg(test)]
+mod lost_posts;
+#[cfg(test)]
 mod messages;
 #[cfg(test)]
 mod operations;
