@@ -236,6 +236,9 @@ impl<'a> Play<'a> {
             };
             self.write_body(&part.bytes[..written], |_, _| {}).await?;
         }
+        if let Some(gate) = &fault.gate {
+            self.wait(gate.passed(), true).await?;
+        }
         match &fault.kind {
             FaultKind::Cut | FaultKind::Garbage => {}
             FaultKind::Reset => {

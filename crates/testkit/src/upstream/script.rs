@@ -71,6 +71,7 @@ pub(super) enum BeforeHead {
 pub(super) struct Fault {
     pub(super) at: usize,
     pub(super) share: Share,
+    pub(super) gate: Option<Gate>,
     pub(super) kind: FaultKind,
 }
 
@@ -399,13 +400,26 @@ impl Script {
         self.after(Share::Bytes(bytes))
     }
 
+    /// Lets the fault that was named before strike when the gate is opened. A reset takes back what
+    /// the peer has not read yet.
+    #[track_caller]
+    pub fn strike_after(mut self, gate: &Gate) -> Self {
+        self.named_fault().gate = Some(gate.clone());
+        self
+    }
+
     #[track_caller]
     fn after(mut self, share: Share) -> Self {
+        self.named_fault().share = share;
+        self
+    }
+
+    #[track_caller]
+    fn named_fault(&mut self) -> &mut Fault {
         match &mut self.fault {
-            Some(fault) => fault.share = share,
+            Some(fault) => fault,
             None => fail("name a fault first: `cut_at(3).after_half_event()`"),
         }
-        self
     }
 
     #[track_caller]
@@ -416,6 +430,7 @@ impl Script {
         self.fault = Some(Fault {
             at,
             share: Share::Nothing,
+            gate: None,
             kind,
         });
         self

@@ -12,7 +12,9 @@ use sluice_domain::id::UpstreamId;
 use sluice_domain::upstream::Upstream;
 use sluice_domain::usage::{Basis, Ending};
 use sluice_storage::usage::StoredRecord;
-use sluice_testkit::{FakeUpstream, HttpClient, RawEvent, ResponseHead, Script, Served, words};
+use sluice_testkit::{
+    FakeUpstream, Gate, HttpClient, RawEvent, ResponseHead, Script, Served, words,
+};
 
 use self::table::{Advice, Cell, Row, rows};
 use super::close;
@@ -56,6 +58,8 @@ struct Try {
     placement: Placement,
     script: Script,
     is_hasty: bool,
+    /// Opened when the client has what stands before the fault.
+    gate: Gate,
     expected: Cell,
 }
 
@@ -188,6 +192,7 @@ async fn prepare(deployment: &Deployment, second: &FakeUpstream, tries: &[Try]) 
 fn ask(this: &Try, relay: &Relay) -> impl Future<Output = Seen> + use<> {
     let request = this.format.request(&this.name, this.streams, &this.name);
     let (request, address) = (request.key(relay.key()), relay.address);
+    let (format, gate) = (this.format, this.gate.clone());
     async move {
         let client = HttpClient::connect(address).await.unwrap();
         let mut client = client.patience(PATIENCE);
@@ -195,8 +200,13 @@ fn ask(this: &Try, relay: &Relay) -> impl Future<Output = Seen> + use<> {
         let head = client.read_head().await.unwrap();
         let type_of = head.headers.get("content-type").unwrap_or_default();
         if type_of.starts_with("text/event-stream") {
-            let (events, error) = client.read_events().await;
-            assert!(error.is_none(), "{error:?}");
+            let mut events = Vec::new();
+            while let Some(event) = client.next_event().await.unwrap() {
+                events.push(event);
+                if format.hear(&events).text.len() >= words::text(CUT_AFTER).len() {
+                    gate.open();
+                }
+            }
             let body = Value::Null;
             return Seen { head, events, body };
         }
@@ -238,13 +248,19 @@ impl Try {
         number: usize,
     ) -> Self {
         let shape = if streams { "stream" } else { "plain" };
+        let (script, gate) = ((row.script)(format, streams), Gate::new());
         Self {
             name: format!("cell-{number}"),
             what: format!("{} {placement:?}, {format:?} {shape}", row.fault),
             format,
             streams,
             placement,
-            script: (row.script)(format, streams),
+            script: if row.waits {
+                script.strike_after(&gate)
+            } else {
+                script
+            },
+            gate,
             is_hasty: row.is_hasty,
             expected,
         }

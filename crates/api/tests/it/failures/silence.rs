@@ -13,7 +13,7 @@ use super::format::Format;
 use super::pool::Pool;
 use super::{close, size};
 use crate::audit::all_records;
-use crate::deployment::{Backend, Deployment, Relay};
+use crate::deployment::{Backend, Deployment, PATIENCE, Relay};
 
 const WORDS: usize = 6;
 /// A client hears nothing for so long at most, by the setting.
@@ -145,7 +145,11 @@ async fn sit_through_both(relay: &Relay, events: impl Fn(Format) -> usize, scrip
 
 #[tokio::test]
 async fn a_client_is_kept_waiting_in_its_protocol_however_long_a_provider_thinks() {
-    let relay = start(|_| {}).await;
+    let relay = start(|deadlines| {
+        deadlines.first_event = silence() * 3;
+        deadlines.idle = silence() * 3;
+    })
+    .await;
     let script = Script::new().words(WORDS);
     // Both at a time: before anything is said, and in the middle.
     tokio::join!(
@@ -217,9 +221,14 @@ async fn a_provider_that_only_keeps_the_connection_alive_has_not_answered() {
         let (events, error) = client.read_events().await;
         let heard = format.hear(&events);
         assert!(error.is_none() && !heard.is_complete, "{events:?}");
-        assert_eq!(format.code(&heard.error.unwrap()), "upstream_timeout");
+        let said = heard.error.as_ref().map(|error| format.code(error));
+        assert_eq!(
+            said.as_deref(),
+            Some("upstream_timeout"),
+            "{format:?}: {events:?}"
+        );
     }
-    let served = fake.served();
+    let served = fake.wait_for_ends(TRIES, PATIENCE).await;
     assert_eq!(served.len(), TRIES, "a silent upstream is not asked again");
     let given_up = |served: &sluice_testkit::Served| {
         served

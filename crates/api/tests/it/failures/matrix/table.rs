@@ -18,6 +18,8 @@ pub(super) struct Row {
     pub(super) applies: Applies,
     /// Whether the first upstream may not be silent for long.
     pub(super) is_hasty: bool,
+    /// Whether the fault waits until the client has what stands before it.
+    pub(super) waits: bool,
     /// The first attempt meets the fault.
     pub(super) once: Cell,
     /// Every attempt at the first upstream meets it.
@@ -98,6 +100,7 @@ fn row(
         script,
         applies: Everywhere,
         is_hasty: false,
+        waits: false,
         once,
         always,
         everywhere,
@@ -123,6 +126,13 @@ fn breaks(
 impl Row {
     fn only(self, applies: Applies) -> Self {
         Self { applies, ..self }
+    }
+
+    fn waits(self) -> Self {
+        Self {
+            waits: true,
+            ..self
+        }
     }
 
     fn hasty(self) -> Self {
@@ -255,7 +265,7 @@ pub(super) fn rows() -> Vec<Row> {
 
         // In the middle of a stream: the code of a chat, and that of a message.
         breaks("a cut stream", |f, _| answer().cut_at(cut(f)), "upstream_error", "upstream_error"),
-        breaks("a reset stream", |f, _| answer().reset_at(cut(f)), "upstream_error", "upstream_error"),
+        breaks("a reset stream", |f, _| answer().reset_at(cut(f)), "upstream_error", "upstream_error").waits(),
         breaks("an early end", |f, _| answer().end_at(cut(f)), "upstream_error", "upstream_error"),
         breaks("half an event", |f, _| answer().half_event_at(cut(f)), "upstream_error", "upstream_error"),
         breaks("a cut event", |f, _| answer().cut_at(cut(f)).after_half_event(), "upstream_error", "upstream_error"),
