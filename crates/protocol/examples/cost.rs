@@ -117,6 +117,7 @@ fn main() {
     let options = StreamOptions {
         strip_usage: true,
         max_event_bytes: 1 << 20,
+        choices: 1,
     };
     let identity = Identity {
         request_id: RequestId::from_uuid(uuid_v7(1, [1; 10])),

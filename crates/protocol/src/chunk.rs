@@ -56,7 +56,8 @@ pub(crate) struct ChunkReader {
     text: String,
     /// The index of each choice, and where its text ends.
     choices: Vec<(usize, usize)>,
-    is_finishing: bool,
+    /// The index of each choice that has ended.
+    ended: Vec<usize>,
     frames: Frames,
 }
 
@@ -97,7 +98,7 @@ impl ChunkReader {
     pub(crate) fn parse<'a>(&mut self, data: &'a [u8]) -> Option<Chunk<'a>> {
         self.text.clear();
         self.choices.clear();
-        self.is_finishing = false;
+        self.ended.clear();
         let text = str::from_utf8(data).ok()?;
         let mut chunk = Chunk::default();
         let mut json = serde_json::Deserializer::from_str(text);
@@ -109,8 +110,13 @@ impl ChunkReader {
         .ok()?;
         json.end().ok()?;
         chunk.has_no_choice = self.choices.is_empty();
-        chunk.is_finishing = self.is_finishing;
+        chunk.is_finishing = !self.ended.is_empty();
         Some(chunk)
+    }
+
+    /// Returns the index of each choice that has ended in the chunk that was parsed last.
+    pub(crate) fn ended(&self) -> &[usize] {
+        &self.ended
     }
 
     /// Adds the text of the chunk that was read last.
@@ -279,6 +285,7 @@ enum ChoiceKey {
 impl<'de> Members<'de> for ChoiceMembers<'_> {
     fn read<A: MapAccess<'de>>(&mut self, mut members: A) -> Result<(), A::Error> {
         let mut index: usize = 0;
+        let mut has_ended = false;
         while let Some(key) = members.next_key()? {
             let text = &mut self.reader.text;
             match key {
@@ -288,9 +295,8 @@ impl<'de> Members<'de> for ChoiceMembers<'_> {
                 }
                 ChoiceKey::Text => members.next_value_seed(append(text))?,
                 ChoiceKey::FinishReason => {
-                    let is_finishing = &mut self.reader.is_finishing;
                     members.next_value_seed(Text(|reason: &str| {
-                        *is_finishing |= !reason.is_empty();
+                        has_ended |= !reason.is_empty();
                     }))?;
                 }
                 ChoiceKey::Other => {
@@ -299,6 +305,9 @@ impl<'de> Members<'de> for ChoiceMembers<'_> {
             }
         }
         self.reader.choices.push((index, self.reader.text.len()));
+        if has_ended {
+            self.reader.ended.push(index);
+        }
         Ok(())
     }
 }
@@ -423,19 +432,18 @@ impl UnusualChunk {
         self.choices().is_empty()
     }
 
-    pub(crate) fn is_finishing(&self) -> bool {
+    /// Returns the index of each choice that has ended.
+    pub(crate) fn ended(&self) -> impl Iterator<Item = usize> {
         let reason = |choice: &Value| choice.get("finish_reason")?.as_str().map(str::is_empty);
-        self.choices()
-            .iter()
-            .any(|choice| reason(choice) == Some(false))
+        let choices = self.choices().iter().enumerate();
+        choices
+            .filter(move |(_, choice)| reason(choice) == Some(false))
+            .map(|(position, choice)| index_of(choice, position))
     }
 
     pub(crate) fn add_to(&self, output: &mut OutputText) {
         for (position, choice) in self.choices().iter().enumerate() {
-            let index = choice.get("index").and_then(Value::as_u64);
-            let index = index
-                .and_then(|index| usize::try_from(index).ok())
-                .unwrap_or(position);
+            let index = index_of(choice, position);
             for key in ["text", "delta", "message"] {
                 if let Some(part) = choice.get(key) {
                     add_leaves(part, index, output);
@@ -450,6 +458,14 @@ impl UnusualChunk {
             .and_then(Value::as_array)
             .map_or(&[], Vec::as_slice)
     }
+}
+
+/// Returns the index of a choice; its position where it has none.
+fn index_of(choice: &Value, position: usize) -> usize {
+    let index = choice.get("index").and_then(Value::as_u64);
+    index
+        .and_then(|index| usize::try_from(index).ok())
+        .unwrap_or(position)
 }
 
 /// Adds every text of a message, names of roles and types and identifiers aside.

@@ -40,6 +40,8 @@ pub struct StreamOptions {
     pub strip_usage: bool,
     /// Largest event that is accepted, in bytes.
     pub max_event_bytes: usize,
+    /// How many choices were asked for. A stream without `[DONE]` is whole when as many have ended.
+    pub choices: usize,
 }
 
 /// What became of one frame.
@@ -112,8 +114,10 @@ pub struct StreamInspector {
     usage: Option<TokenUsage>,
     reader: ChunkReader,
     output: OutputText,
-    /// Whether a choice has said why it ended.
-    has_finish_reason: bool,
+    /// How many choices must end.
+    choices: usize,
+    /// The choices that have said why they ended.
+    ended: Vec<usize>,
     state: State,
 }
 
@@ -149,7 +153,8 @@ impl StreamInspector {
             usage: None,
             reader: ChunkReader::default(),
             output: OutputText::default(),
-            has_finish_reason: false,
+            choices: options.choices.max(1),
+            ended: Vec::new(),
             state: State::Open,
         }
     }
@@ -249,7 +254,7 @@ impl StreamInspector {
     fn is_finished(&self) -> bool {
         match &self.normalizer {
             Some(normalizer) => normalizer.is_finished(),
-            None => self.has_finish_reason,
+            None => self.ended.len() >= self.choices,
         }
     }
 
@@ -295,7 +300,8 @@ impl StreamInspector {
                 return Verdict::End(StreamEnding::Failed(failure::of_event(data)));
             }
             self.reader.add_to(&mut self.output);
-            self.has_finish_reason |= chunk.is_finishing;
+            let ended = self.reader.ended().iter().copied();
+            note(&mut self.ended, self.choices, ended);
             let usage = chunk.usage.map(|raw| raw.get().as_bytes());
             let verdict = self.take_usage(usage, chunk.has_no_choice);
             let Some(normalizer) = &mut self.normalizer else {
@@ -332,7 +338,7 @@ impl StreamInspector {
             return Verdict::End(StreamEnding::Failed(failure::of_event(data)));
         }
         chunk.add_to(&mut self.output);
-        self.has_finish_reason |= chunk.is_finishing();
+        note(&mut self.ended, self.choices, chunk.ended());
         let verdict = self.take_usage(chunk.usage().as_deref(), chunk.has_no_choice());
         match (verdict, &mut self.normalizer) {
             (Verdict::Forward, Some(normalizer)) => {
@@ -468,6 +474,15 @@ impl<'a> Forward<'a> {
         }
         self.copy_run();
         self.copied.freeze()
+    }
+}
+
+/// Notes choices that have ended, each once and no more than `most`.
+fn note(ended: &mut Vec<usize>, most: usize, now: impl Iterator<Item = usize>) {
+    for choice in now {
+        if ended.len() < most && !ended.contains(&choice) {
+            ended.push(choice);
+        }
     }
 }
 

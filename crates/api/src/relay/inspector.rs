@@ -27,6 +27,7 @@ impl Inspector {
                 let options = StreamOptions {
                     strip_usage: !call.wants_usage(),
                     max_event_bytes,
+                    choices: usize::try_from(call.outline.choices).unwrap_or(1),
                 };
                 Self::OpenAi(StreamInspector::new(call.endpoint, options))
             }

@@ -20,6 +20,7 @@ fn inspector(strip_usage: bool) -> StreamInspector {
     let options = StreamOptions {
         strip_usage,
         max_event_bytes: 1 << 20,
+        choices: 1,
     };
     let mut inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
     inspector.normalize(identity());

@@ -6,6 +6,7 @@ use crate::tokens::count_text;
 const OPTIONS: StreamOptions = StreamOptions {
     strip_usage: true,
     max_event_bytes: 1 << 20,
+    choices: 1,
 };
 
 const CONTENT: &str = "data: {\"id\":\"c\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\"Hello\"},\"finish_reason\":null}],\"usage\":null}\n\n";
@@ -348,6 +349,33 @@ fn the_end_of_the_bytes_is_judged_by_what_was_seen() {
         (vec![""], StreamFinish::Truncated),
     ] {
         assert_eq!(relay(&frames).finish, finish, "{frames:?}");
+    }
+}
+
+#[test]
+fn a_stream_without_its_end_is_whole_when_every_choice_has_ended() {
+    let options = StreamOptions {
+        choices: 2,
+        ..OPTIONS
+    };
+    let second = STOP.replace("\"index\":0", "\"index\":1");
+    // Half a surrogate pair: read in the other way.
+    let unusual = second.replace("\"delta\":{}", r#""delta":{"content":"\ud83d"}"#);
+    for (frames, finish) in [
+        (vec![CONTENT, STOP], StreamFinish::Truncated),
+        (vec![CONTENT, STOP, STOP], StreamFinish::Truncated),
+        (
+            vec![CONTENT, STOP, &second],
+            StreamFinish::CompleteWithoutDone,
+        ),
+        (
+            vec![CONTENT, &unusual, STOP],
+            StreamFinish::CompleteWithoutDone,
+        ),
+        (vec![CONTENT, STOP, END], StreamFinish::Complete),
+    ] {
+        let bytes: Vec<&[u8]> = frames.iter().map(|frame| frame.as_bytes()).collect();
+        assert_eq!(relay_with(options, &bytes).finish, finish, "{frames:?}");
     }
 }
 

@@ -12,6 +12,7 @@ mod tests {
         let options = StreamOptions {
             strip_usage: true,
             max_event_bytes: 1 << 20,
+            choices: 1,
         };
         let mut inspector = StreamInspector::new(Endpoint::ChatCompletions, options);
         let text = "Hello world. ".repeat(800);
