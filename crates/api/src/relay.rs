@@ -10,14 +10,12 @@ mod stream;
 mod whole;
 
 use std::borrow::Cow;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{HeaderName, USER_AGENT};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use hyper::body::Incoming;
-use ipnet::IpNet;
 use sluice_accounting::crash;
 use sluice_accounting::journal::AttemptStart;
 use sluice_domain::id::RequestId;
@@ -38,6 +36,7 @@ use crate::auth::credential::credential;
 use crate::body::AnswerBody;
 use crate::error::{ApiError, Code};
 use crate::server::RequestContext;
+use crate::source_ip::source_ip;
 
 use self::admission::{Admission, not_admitted};
 use self::in_flight::{InFlight, SideNotes};
@@ -45,7 +44,6 @@ pub(crate) use self::progress::Board;
 use self::read::read_body;
 pub(crate) use self::stream::EventStream;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Tells that the answer was limited to what the quota allows.
 pub(crate) const MAX_OUTPUT_TOKENS: HeaderName =
     HeaderName::from_static("x-sluice-max-output-tokens");
@@ -362,69 +360,7 @@ fn max_output_member(endpoint: Endpoint, kind: ProviderKind) -> MaxOutputMember 
     }
 }
 
-/// Returns the address of the client. A forwarded address is believed only as far as every hop
-/// behind it is a trusted proxy, counted from the right.
-fn source_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
-    let is_trusted = |ip: &IpAddr| trusted.iter().any(|net| net.contains(ip));
-    let mut client = peer.to_canonical();
-    if !is_trusted(&client) {
-        return client;
-    }
-    let hops = headers
-        .get_all(X_FORWARDED_FOR)
-        .iter()
-        .rev()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.rsplit(','));
-    for hop in hops {
-        let Ok(ip) = hop.trim().parse::<IpAddr>() else {
-            break;
-        };
-        client = ip.to_canonical();
-        if !is_trusted(&client) {
-            break;
-        }
-    }
-    client
-}
-
 fn user_agent(headers: &HeaderMap) -> Option<Arc<str>> {
     let text = headers.get(USER_AGENT)?.to_str().ok()?;
     Some(Arc::from(text.get(..MAX_USER_AGENT).unwrap_or(text)))
-}
-
-#[cfg(test)]
-mod tests {
-    use http::HeaderValue;
-
-    use super::*;
-
-    fn ip(peer: &str, forwarded: &[&'static str]) -> String {
-        let mut headers = HeaderMap::new();
-        for value in forwarded {
-            headers.append(X_FORWARDED_FOR, HeaderValue::from_static(value));
-        }
-        let trusted = [
-            "10.0.0.0/8".parse().unwrap(),
-            "127.0.0.1/32".parse().unwrap(),
-        ];
-        source_ip(peer.parse().unwrap(), &headers, &trusted).to_string()
-    }
-
-    #[test]
-    fn a_forwarded_address_is_believed_from_trusted_proxies_only() {
-        assert_eq!(ip("203.0.113.9", &["198.51.100.1"]), "203.0.113.9");
-        assert_eq!(ip("127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(ip("::ffff:127.0.0.1", &["198.51.100.1"]), "198.51.100.1");
-        assert_eq!(
-            ip("127.0.0.1", &["1.1.1.1, 198.51.100.1, 10.1.1.1"]),
-            "198.51.100.1"
-        );
-        assert_eq!(
-            ip("127.0.0.1", &["1.1.1.1", "198.51.100.1"]),
-            "198.51.100.1"
-        );
-        assert_eq!(ip("127.0.0.1", &["garbage"]), "127.0.0.1");
-        assert_eq!(ip("127.0.0.1", &[]), "127.0.0.1");
-    }
 }
