@@ -8,6 +8,7 @@ use crate::id::{BootId, InstanceId};
 use crate::quota::{Amounts, CounterBalance, CounterKey, Lease};
 use crate::record::NumberedRecord;
 use crate::time::UnixMillis;
+use crate::window::{WindowAnswer, WindowDecision};
 use crate::words;
 
 /// Tells the time.
@@ -262,4 +263,40 @@ pub trait LedgerStore: Send + Sync {
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
     async fn heartbeat(&self, guard: Guard, now: UnixMillis) -> Result<(), StoreError>;
+}
+
+/// The counters of window limits could not decide: they cannot be reached, or may have forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum WindowsUnavailable {
+    /// There was no answer in time. The decision may have been taken and counted.
+    #[error("the window counters did not answer in time")]
+    Slow,
+    /// They cannot be reached.
+    #[error("the window counters cannot be reached")]
+    Away,
+    /// They answered with an error.
+    #[error("the window counters refused the decision")]
+    Failed,
+    /// They lost what they counted, or may have; nothing was counted.
+    #[error("the window counters may have lost what they counted")]
+    Forgetful,
+}
+
+/// Counts requests and tokens against window limits.
+#[async_trait]
+pub trait WindowCounters: Send + Sync {
+    /// Takes what is asked of every counter, or nothing of any.
+    ///
+    /// Asks that are a dry run are counted when the decision is admitted, and never refuse it.
+    ///
+    /// # Errors
+    /// [`WindowsUnavailable`]. The counters may have taken what was asked then, which is given back
+    /// where that is possible.
+    ///
+    /// # Cancel safety
+    /// Safe. A decision that is dropped half-way may stay counted; its slots are given back.
+    async fn decide(
+        &self,
+        decision: WindowDecision<'_>,
+    ) -> Result<WindowAnswer, WindowsUnavailable>;
 }
