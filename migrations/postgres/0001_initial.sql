@@ -66,6 +66,26 @@ CREATE TABLE quotas (
     CONSTRAINT quotas_cap_nano_ck CHECK (cap_nano BETWEEN 0 AND 4611686018427387904)
 );
 
+CREATE TABLE window_limits (
+    scope         TEXT    NOT NULL,
+    scope_id      UUID    NOT NULL,
+    -- As clients name it; empty is every model.
+    model         TEXT    NOT NULL,
+    kind          TEXT    NOT NULL,
+    tenant_id     UUID    NOT NULL,
+    most          BIGINT  NOT NULL,
+    -- Whether it is counted and reported only.
+    dry_run       BOOLEAN NOT NULL,
+    changed_at_ms BIGINT  NOT NULL,
+    CONSTRAINT window_limits_pk PRIMARY KEY (scope, scope_id, model, kind),
+    CONSTRAINT window_limits_scope_ck CHECK (scope IN ('tenant', 'user', 'key')),
+    CONSTRAINT window_limits_model_ck CHECK (model = '' OR scope = 'key'),
+    CONSTRAINT window_limits_kind_ck CHECK (kind IN ('rps', 'rpm', 'tpm', 'concurrency')),
+    -- 2^53, beyond which not every counter counts exactly.
+    CONSTRAINT window_limits_most_ck CHECK (most BETWEEN 1 AND 9007199254740992)
+);
+CREATE INDEX window_limits_tenant_id_idx ON window_limits (tenant_id, scope, scope_id);
+
 CREATE TABLE upstreams (
     upstream_id             UUID    NOT NULL,
     -- NULL is shared by all tenants.

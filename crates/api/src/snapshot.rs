@@ -26,6 +26,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use sluice_domain::id::InstanceId;
 use sluice_domain::key::{KeyHash, KeyHasher, ProxyKey};
+use sluice_domain::limit::KeyLimits;
 use sluice_domain::tenant::{Tenant, User};
 use sluice_domain::time::{Period, UnixMillis};
 use sluice_storage::grant::KeyGrant;
@@ -100,6 +101,7 @@ pub(crate) struct GrantView<'a> {
     pub(crate) user: &'a User,
     pub(crate) tenant: &'a Tenant,
     pub(crate) periods: &'a [Period],
+    pub(crate) limits: Option<&'a KeyLimits>,
 }
 
 /// What is written beside the keys.

@@ -9,7 +9,7 @@
 //! Modules in reading order: [`id`], [`time`], [`tenant`], [`key`], [`upstream`], [`route`],
 //! [`pool`] (when an upstream is tried and left alone), [`usage`] (what a request used and who pays),
 //! [`quota`], [`bound`] (what a request may cost at most), [`window`] (how much may happen in a time),
-//! [`record`], [`ports`].
+//! [`limit`] (which of these limits are set), [`record`], [`ports`].
 //!
 //! To add an id type, add a line to the registry in [`id`]; to add a way in which a request can
 //! end, add a variant to [`usage::Ending`] and a row to [`usage::charge`].
@@ -35,6 +35,8 @@ pub mod address;
 pub mod bound;
 
 pub mod window;
+
+pub mod limit;
 
 pub mod record;
 

@@ -1,8 +1,11 @@
-//! What a presented key grants: the key, its user, its tenant and the tenant's months.
+//! What a presented key grants: the key, its user, its tenant, the tenant's months, and the window
+//! limits of all three.
 
-use sluice_domain::id::TenantId;
+use sluice_domain::id::{ProxyKeyId, TenantId, UserId};
 use sluice_domain::key::{KeyHash, ProxyKey};
+use sluice_domain::limit::KeyLimits;
 use sluice_domain::ports::StoreError;
+use sluice_domain::quota::Payer;
 use sluice_domain::tenant::{Tenant, User};
 use sluice_domain::time::{Month, Period, UnixMillis};
 use sqlx::FromRow;
@@ -14,7 +17,7 @@ use crate::tenant::TenantRow;
 use crate::user::UserRow;
 
 statements! {
-    // One statement is one snapshot. The last three months are the one before, this and the next.
+    // The last three months are the one before, this and the next.
     FIND_GRANT = "SELECT k.key_id, k.tenant_id, k.user_id, k.name, k.hint, k.state, k.expires_at_ms, \
             k.allowed_models, k.may_pin, k.created_at_ms, kq.cap_tokens, \
             u.name AS user_name, u.role AS user_role, u.state AS user_state, \
@@ -46,6 +49,8 @@ pub struct KeyGrant {
     pub tenant: Tenant,
     /// The latest months of the tenant, at most three, ascending.
     pub periods: Vec<Period>,
+    /// The window limits of all three.
+    pub limits: KeyLimits,
 }
 
 #[derive(FromRow)]
@@ -68,6 +73,14 @@ struct GrantRow {
 }
 
 impl GrantRow {
+    fn payer(&self) -> Payer {
+        Payer {
+            tenant_id: TenantId::from_uuid(self.key.tenant_id),
+            user_id: UserId::from_uuid(self.key.user_id),
+            key_id: ProxyKeyId::from_uuid(self.key.key_id),
+        }
+    }
+
     fn period(&self) -> Result<Option<Period>, StoreError> {
         let (Some(period), Some(starts), Some(ends)) =
             (self.period, self.starts_at_ms, self.ends_at_ms)
@@ -84,7 +97,7 @@ impl GrantRow {
         }))
     }
 
-    fn grant(self, periods: Vec<Period>) -> Result<KeyGrant, StoreError> {
+    fn grant(self, periods: Vec<Period>, limits: KeyLimits) -> Result<KeyGrant, StoreError> {
         let user = UserRow {
             user_id: self.key.user_id,
             tenant_id: self.key.tenant_id,
@@ -107,6 +120,7 @@ impl GrantRow {
             user: user.try_into()?,
             tenant: tenant.try_into()?,
             periods,
+            limits,
         })
     }
 }
@@ -117,7 +131,7 @@ impl Storage {
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
     pub async fn find_grant(&self, hash: &KeyHash) -> Result<Option<KeyGrant>, StoreError> {
-        reading!(self, find_grant(hash))
+        in_snapshot!(self, find_grant(hash))
     }
 }
 
@@ -130,6 +144,7 @@ on_both! {
             periods.extend(row.period()?);
         }
         let Some(row) = rows.into_iter().next() else { return Ok(None) };
-        Ok(Some(row.grant(periods)?))
+        let limits = self.limits_of(row.payer()).await?;
+        Ok(Some(row.grant(periods, limits)?))
     }
 }

@@ -34,6 +34,8 @@ pub mod user;
 
 pub mod quota;
 
+pub mod limit;
+
 pub mod key;
 
 pub mod import;
@@ -77,6 +79,7 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
         tenant::STATEMENTS,
         user::STATEMENTS,
         quota::STATEMENTS,
+        limit::STATEMENTS,
         key::STATEMENTS,
         import::STATEMENTS,
         grant::STATEMENTS,

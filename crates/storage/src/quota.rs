@@ -263,7 +263,7 @@ on_both! {
     }
 
     /// Returns what a change of the scope is called, when the tenant has such a scope.
-    async fn find_scope(
+    pub(crate) async fn find_scope(
         &mut self,
         scope: Scope,
         tenant_id: TenantId,

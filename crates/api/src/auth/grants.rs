@@ -13,6 +13,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use sluice_accounting::{Account, Ledger};
 use sluice_domain::id::{TenantId, UserId};
 use sluice_domain::key::{InvalidKey, KeyHash, KeyHasher, ProxyKey, check_shape};
+use sluice_domain::limit::KeyLimits;
 use sluice_domain::ports::StoreError;
 use sluice_domain::quota::{Payer, ScopeKind, ScopeSet};
 use sluice_domain::tenant::{EntityState, Tenant, User};
@@ -42,6 +43,8 @@ pub(crate) struct Grant {
     user: User,
     tenant: Tenant,
     periods: Vec<Period>,
+    /// The window limits of all three; `None` when there is none.
+    limits: Option<KeyLimits>,
     account: ArcSwapOption<Account>,
 }
 
@@ -52,6 +55,7 @@ impl Grant {
             user: granted.user,
             tenant: granted.tenant,
             periods: granted.periods,
+            limits: Some(granted.limits).filter(|limits| !limits.is_empty()),
             account: ArcSwapOption::empty(),
         }
     }
@@ -69,7 +73,13 @@ impl Grant {
             user: &self.user,
             tenant: &self.tenant,
             periods: &self.periods,
+            limits: self.limits.as_ref(),
         }
+    }
+
+    /// Returns the window limits of key, user and tenant, when there are any.
+    pub(crate) fn limits(&self) -> Option<&KeyLimits> {
+        self.limits.as_ref()
     }
 
     /// Returns the scopes with a cap.

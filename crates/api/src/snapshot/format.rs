@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::fmt::{Display, Write as _};
 use std::num::NonZeroU32;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -14,11 +15,13 @@ use hmac::Mac;
 use serde::{Deserialize, Serialize};
 use sluice_domain::id::{InstanceId, TenantId, UserId};
 use sluice_domain::key::{KeyHash, KeyHint, ProxyKey};
+use sluice_domain::limit::KeyLimits;
 use sluice_domain::pool::{BreakerPolicy, RetryPolicy, UpstreamLimits};
 use sluice_domain::route::{Route, Target};
 use sluice_domain::tenant::{Tenant, User};
 use sluice_domain::time::{Month, Period, UnixMillis};
 use sluice_domain::upstream::{Deadlines, Upstream, UpstreamKey};
+use sluice_domain::window::{WindowKind, WindowLimit, WindowLimits};
 use sluice_storage::grant::KeyGrant;
 use sluice_storage::route::Routing;
 use sluice_storage::secret::SealedSecret;
@@ -28,7 +31,7 @@ use super::{Frame, GrantView, Snapshot, SnapshotKey, Unusable};
 /// What every snapshot begins with, before the authentication.
 const MAGIC: &str = "sluice-snapshot ";
 /// Grows with every change that an older or newer binary would misread.
-const VERSION: &str = "1";
+const VERSION: &str = "2";
 const MAC_BYTES: usize = 32;
 
 #[derive(Serialize, Deserialize)]
@@ -52,6 +55,8 @@ struct TenantEntry {
     state: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     quota_tokens: Option<i64>,
+    #[serde(skip_serializing_if = "WindowEntry::is_empty", default)]
+    windows: WindowEntry,
     created_at_ms: i64,
     /// Month, first instant, first instant after it.
     periods: Vec<(i32, i64, i64)>,
@@ -67,6 +72,8 @@ struct UserEntry {
     state: String,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     quota_tokens: Option<i64>,
+    #[serde(skip_serializing_if = "WindowEntry::is_empty", default)]
+    windows: WindowEntry,
     created_at_ms: i64,
 }
 
@@ -86,8 +93,18 @@ struct KeyEntry {
     may_pin: bool,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     quota_tokens: Option<i64>,
+    #[serde(skip_serializing_if = "WindowEntry::is_empty", default)]
+    windows: WindowEntry,
+    /// By model.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    model_windows: Vec<(String, WindowEntry)>,
     created_at_ms: i64,
 }
+
+/// Window limits, by their words; each with its largest amount, and whether it refuses nothing.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(transparent)]
+struct WindowEntry(Vec<(String, u64, bool)>);
 
 #[derive(Serialize, Deserialize)]
 struct UpstreamEntry {
@@ -255,11 +272,11 @@ impl Document {
         let mut user_places: HashMap<UserId, usize> = HashMap::new();
         for grant in grants {
             let tenant = *tenant_places.entry(grant.tenant.id).or_insert_with(|| {
-                tenants.push(TenantEntry::new(grant.tenant, grant.periods));
+                tenants.push(TenantEntry::new(&grant));
                 tenants.len() - 1
             });
             let user = *user_places.entry(grant.user.id).or_insert_with(|| {
-                users.push(UserEntry::new(grant.user, tenant));
+                users.push(UserEntry::new(&grant, tenant));
                 users.len() - 1
             });
             keys.push(KeyEntry::new(&grant, user));
@@ -285,15 +302,26 @@ impl Document {
     fn snapshot(self) -> Result<Snapshot, Unusable> {
         let tenants = read_all(&self.tenants, TenantEntry::read)?;
         let users = read_all(&self.users, |entry| {
-            let (tenant, _periods) = at(&tenants, entry.tenant)?;
-            Ok((entry.read(tenant.id)?, entry.tenant))
+            let (tenant, ..) = at(&tenants, entry.tenant)?;
+            let user = entry.read(tenant.id)?;
+            Ok(((user, entry.windows.read()?), entry.tenant))
         })?;
         let grants = self
             .keys
             .into_iter()
             .map(|entry| {
-                let (user, tenant) = at(&users, entry.user)?;
-                let (tenant, periods) = at(&tenants, *tenant)?;
+                let ((user, user_windows), place) = at(&users, entry.user)?;
+                let (tenant, periods, tenant_windows) = at(&tenants, *place)?;
+                let limits = KeyLimits {
+                    tenant: *tenant_windows,
+                    user: *user_windows,
+                    key: entry.windows.read()?,
+                    models: entry
+                        .model_windows
+                        .iter()
+                        .map(|(model, entry)| Ok((Arc::from(model.as_str()), entry.read()?)))
+                        .collect::<Result<_, Unusable>>()?,
+                };
                 let hash = KeyHash(
                     bytes(&entry.hash)?
                         .try_into()
@@ -304,6 +332,7 @@ impl Document {
                     user: user.clone(),
                     tenant: tenant.clone(),
                     periods: periods.clone(),
+                    limits,
                 };
                 Ok((hash, grant))
             })
@@ -351,13 +380,17 @@ fn millis(duration: Duration) -> u64 {
 }
 
 impl TenantEntry {
-    fn new(tenant: &Tenant, periods: &[Period]) -> Self {
+    fn new(grant: &GrantView<'_>) -> Self {
+        let GrantView {
+            tenant, periods, ..
+        } = grant;
         Self {
             id: tenant.id.to_string(),
             name: tenant.name.to_string(),
             time_zone: tenant.time_zone.name().to_owned(),
             state: tenant.state.to_string(),
             quota_tokens: tenant.quota_tokens,
+            windows: WindowEntry::new(grant.limits.map(|limits| &limits.tenant)),
             created_at_ms: tenant.created_at.0,
             periods: periods
                 .iter()
@@ -366,7 +399,7 @@ impl TenantEntry {
         }
     }
 
-    fn read(&self) -> Result<(Tenant, Vec<Period>), Unusable> {
+    fn read(&self) -> Result<(Tenant, Vec<Period>, WindowLimits), Unusable> {
         let tenant = Tenant {
             id: parse(&self.id, "the id of a tenant")?,
             name: parse(&self.name, "a name")?,
@@ -382,12 +415,39 @@ impl TenantEntry {
                 ends_at: UnixMillis(*ends),
             })
         })?;
-        Ok((tenant, periods))
+        Ok((tenant, periods, self.windows.read()?))
+    }
+}
+
+impl WindowEntry {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn new(limits: Option<&WindowLimits>) -> Self {
+        let set = WindowKind::ALL
+            .iter()
+            .filter_map(|kind| Some((*kind, limits?.of(*kind)?)));
+        Self(
+            set.map(|(kind, limit)| (kind.to_string(), limit.most(), limit.dry_run))
+                .collect(),
+        )
+    }
+
+    fn read(&self) -> Result<WindowLimits, Unusable> {
+        let mut limits = WindowLimits::default();
+        for (kind, most, dry_run) in &self.0 {
+            let limit = WindowLimit::new(*most).map_err(|_invalid| bad("a limit", most))?;
+            let limit = if *dry_run { limit.dry_run() } else { limit };
+            limits.set(parse(kind, "a kind of limit")?, Some(limit));
+        }
+        Ok(limits)
     }
 }
 
 impl UserEntry {
-    fn new(user: &User, tenant: usize) -> Self {
+    fn new(grant: &GrantView<'_>, tenant: usize) -> Self {
+        let user = grant.user;
         Self {
             id: user.id.to_string(),
             tenant,
@@ -395,6 +455,7 @@ impl UserEntry {
             role: user.role.to_string(),
             state: user.state.to_string(),
             quota_tokens: user.quota_tokens,
+            windows: WindowEntry::new(grant.limits.map(|limits| &limits.user)),
             created_at_ms: user.created_at.0,
         }
     }
@@ -426,6 +487,13 @@ impl KeyEntry {
             allowed_models: key.allowed_models.clone(),
             may_pin: key.may_pin,
             quota_tokens: key.quota_tokens,
+            windows: WindowEntry::new(grant.limits.map(|limits| &limits.key)),
+            model_windows: grant
+                .limits
+                .iter()
+                .flat_map(|limits| &limits.models)
+                .map(|(model, limits)| (model.to_string(), WindowEntry::new(Some(limits))))
+                .collect(),
             created_at_ms: key.created_at.0,
         }
     }

@@ -4,6 +4,7 @@ use sluice_domain::key::Pepper;
 use sluice_domain::pool::{BreakerPolicy, Selection, TargetUse, UpstreamLimits};
 use sluice_domain::tenant::EntityState;
 use sluice_domain::upstream::UpstreamKey;
+use sluice_domain::window::{WindowLimit, WindowLimits};
 use sluice_storage::secret::SealedSecret;
 use sluice_testkit::builders::{
     a_key_with_secret, a_route, a_tenant, a_user, an_upstream, an_upstream_key, time_zone,
@@ -85,6 +86,7 @@ fn grants() -> Vec<(KeyHash, KeyGrant)> {
             user: user.clone(),
             tenant: tenant.clone(),
             periods: vec![this, tenant.time_zone.period(this.month.next())],
+            limits: KeyLimits::default(),
         };
         (hasher().hash(&format!("key {number}")), granted)
     };
@@ -92,8 +94,30 @@ fn grants() -> Vec<(KeyHash, KeyGrant)> {
     limited.1.key.allowed_models = Some(vec!["gpt-4o".to_owned(), "o\"1\\".to_owned()]);
     limited.1.key.expires_at = Some(UnixMillis(NOW.0 + 5));
     limited.1.key.quota_tokens = Some(7);
+    let limits = |n: u64| WindowLimits {
+        rps: WindowLimit::new(n).ok(),
+        rpm: WindowLimit::new(n + 1).ok().map(WindowLimit::dry_run),
+        tpm: WindowLimit::new(n + 2).ok(),
+        concurrency: None,
+    };
+    let of_user = WindowLimits {
+        concurrency: WindowLimit::new(9).ok(),
+        ..WindowLimits::default()
+    };
+    limited.1.limits = KeyLimits {
+        tenant: limits(10),
+        user: of_user,
+        key: limits(20),
+        models: [(Arc::from("gpt-4o"), limits(30))].into(),
+    };
     let mut disabled = grant(&tenant, &user, 2);
     disabled.1.key.state = EntityState::Disabled;
+    // Of the same user and tenant.
+    disabled.1.limits = KeyLimits {
+        key: WindowLimits::default(),
+        models: [].into(),
+        ..limited.1.limits.clone()
+    };
     vec![limited, disabled, grant(&other_tenant, &other_user, 3)]
 }
 
@@ -112,6 +136,7 @@ fn view((hash, grant): &(KeyHash, KeyGrant)) -> GrantView<'_> {
         user: &grant.user,
         tenant: &grant.tenant,
         periods: &grant.periods,
+        limits: Some(&grant.limits),
     }
 }
 
@@ -170,7 +195,7 @@ fn the_file_is_its_owners_alone_and_holds_no_key() {
     let mode = std::fs::metadata(&file.path).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let text = std::fs::read_to_string(&file.path).unwrap();
-    assert!(text.starts_with("sluice-snapshot 1 "), "{text}");
+    assert!(text.starts_with("sluice-snapshot 2 "), "{text}");
     assert!(!text.contains("key 1"), "a key stands in the clear");
 }
 
@@ -213,7 +238,7 @@ fn another_master_key_pepper_instance_or_version_is_refused() {
     };
     assert!(matches!(other.read(), Err(Unusable::Foreign)));
     let text = std::fs::read_to_string(&file.path).unwrap();
-    let newer = text.replacen("sluice-snapshot 1 ", "sluice-snapshot 2 ", 1);
+    let newer = text.replacen("sluice-snapshot 2 ", "sluice-snapshot 3 ", 1);
     std::fs::write(&file.path, newer).unwrap();
     assert!(matches!(file.read(), Err(Unusable::Version)));
 }

@@ -45,6 +45,9 @@ mod tenant;
 mod quota;
 
 #[cfg(test)]
+mod limit;
+
+#[cfg(test)]
 mod key;
 
 #[cfg(test)]
