@@ -13,6 +13,7 @@ mod import;
 mod input;
 mod key;
 mod ledger;
+mod limit;
 mod migrate;
 mod quickstart;
 mod quota;
@@ -89,6 +90,9 @@ enum Command {
     /// Proxy keys: what clients present
     #[command(subcommand)]
     Key(key::KeyCommand),
+    /// Window limits of tenants, users and keys: requests and tokens per minute, and how many at once
+    #[command(subcommand)]
+    Limit(limit::LimitCommand),
     /// Upstreams: endpoints of providers, and their keys
     #[command(subcommand)]
     Upstream(upstream::UpstreamCommand),
@@ -132,6 +136,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Tenant(command) => tenant::run(command, &global.load()?.config),
         Command::User(command) => user::run(command, &global.load()?.config),
         Command::Key(command) => key::run(command, &global.load()?.config),
+        Command::Limit(command) => limit::run(command, &global.load()?.config),
         Command::Upstream(command) => upstream::run(command, &global.load()?.config),
         Command::Route(command) => route::run(command, &global.load()?.config),
         Command::Explain(args) => explain::run(&args, &global.load()?.config),
