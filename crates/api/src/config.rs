@@ -29,10 +29,10 @@ use secrecy::SecretString;
 
 pub use environment::Environment;
 use kind::{
-    Address, DatabaseUrl, FSYNC_POLICIES, Filter, Folder, Integer, Key, Kind, LOG_FORMATS, Millis,
-    Networks, Origins,
+    Address, DatabaseUrl, FSYNC_POLICIES, Filter, Folder, Integer, Key, Kind, LIMIT_MODES,
+    LOG_FORMATS, Millis, Networks, Origins,
 };
-pub use kind::{AllowedOrigins, LogFormat};
+pub use kind::{AllowedOrigins, LimitMode, LogFormat};
 use layer::Layers;
 pub(crate) use layer::is_open_to_others;
 pub use problem::{InvalidConfig, Place, Problem};
@@ -45,6 +45,9 @@ pub use text::reference;
 const DATABASE_FILE: &str = "sluice.db";
 
 const MIB: usize = 1 << 20;
+
+/// The highest limit that every counter counts exactly.
+const MOST: u64 = 1 << 53;
 
 /// Declares the settings: the typed structs, their defaults, the reader and the printed table.
 macro_rules! settings {
@@ -210,6 +213,38 @@ settings! {
     keys: KeysConfig {
         /// Proxy keys that are kept in memory after their first look-up.
         cache_size ["cache_size"]: usize = Integer::new(1, 100_000_000, "keys"), 100_000;
+    }
+
+    /// Window limits: how often, how much and how many at a time. Those of tenants, users and keys
+    /// are set with `sluice limit set`; those below are for everybody. 0 is no limit.
+    limits: LimitsConfig {
+        /// Requests per second from one source address, counted before the key is looked at.
+        source_ip_rps ["source_ip_rps"]: u64 = Integer::new(0, MOST, "requests"), 0;
+        /// Requests per minute from one source address; those with an unknown key count too.
+        source_ip_rpm ["source_ip_rpm"]: u64 = Integer::new(0, MOST, "requests"), 0;
+        /// Requests from one source address at the same time.
+        source_ip_concurrency ["source_ip_concurrency"]: u64 =
+            Integer::new(0, MOST, "requests"), 0;
+        /// Whether these are enforced, or only counted and reported.
+        source_ip_mode ["source_ip_mode"]: LimitMode = LIMIT_MODES, LimitMode::Enforce;
+        /// How many leading bits of an IPv6 address make one source: a line is usually given a
+        /// whole network of 64 bits or fewer.
+        ipv6_prefix ["ipv6_prefix"]: u8 = Integer::new(16, 128, "bits"), 64;
+        /// Requests per second to this instance.
+        instance_rps ["instance_rps"]: u64 = Integer::new(0, MOST, "requests"), 0;
+        /// Requests per minute to this instance.
+        instance_rpm ["instance_rpm"]: u64 = Integer::new(0, MOST, "requests"), 0;
+        /// Tokens per minute through this instance.
+        instance_tpm ["instance_tpm"]: u64 = Integer::new(0, MOST, "tokens"), 0;
+        /// Requests to this instance at the same time.
+        instance_concurrency ["instance_concurrency"]: u64 = Integer::new(0, MOST, "requests"), 0;
+        /// Whether these are enforced, or only counted and reported.
+        instance_mode ["instance_mode"]: LimitMode = LIMIT_MODES, LimitMode::Enforce;
+        /// How long a request waits for the limits of its key, user and tenant before it is
+        /// refused; the requests of one key go first come, first served.
+        queue ["queue_ms"]: Duration = Millis { min: 0, max: 60_000 }, Duration::ZERO;
+        /// How many requests wait at the same time; further ones are refused at once.
+        max_queued ["max_queued"]: usize = Integer::new(0, 1_000_000, "requests"), 1_000;
     }
 
     /// The usage records.

@@ -306,6 +306,15 @@ pub enum LogFormat {
     Json,
 }
 
+/// Whether a limit refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LimitMode {
+    /// It does.
+    Enforce,
+    /// It is counted, and what it would refuse is reported.
+    DryRun,
+}
+
 /// One of a few words.
 pub(super) struct Choice<T: 'static>(pub(super) &'static [(&'static str, T)]);
 
@@ -319,6 +328,11 @@ pub(super) const FSYNC_POLICIES: Choice<Fsync> = Choice(&[
     ("interval", Fsync::Interval),
     ("always", Fsync::Always),
     ("never", Fsync::Never),
+]);
+
+pub(super) const LIMIT_MODES: Choice<LimitMode> = Choice(&[
+    ("enforce", LimitMode::Enforce),
+    ("dry_run", LimitMode::DryRun),
 ]);
 
 impl<T: Copy + PartialEq> Kind for Choice<T> {
