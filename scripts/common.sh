@@ -55,6 +55,7 @@ check_tree_is_unchanged() {
 on_exit() {
     local status=$?
     trap - EXIT
+    stop_redis
     stop_postgres
     exit "$status"
 }

@@ -1,4 +1,4 @@
-# What has to be on the machine: a C compiler, Python, PostgreSQL, tools to mount and to fake the time
+# What has to be on the machine: a C compiler, Python, PostgreSQL, Redis, tools to mount and to fake the time
 # of day. Sourced by ./dev.
 # shellcheck shell=bash
 
@@ -31,6 +31,11 @@ find_postgres() {
     return 1
 }
 
+# Prints the path of the Redis server.
+find_redis() {
+    command -v redis-server
+}
+
 # Prints the path of the library that tells programs another time of day.
 find_faketime() {
     local file
@@ -53,7 +58,7 @@ has_python() {
         python3 -m pip --version >/dev/null 2>&1
 }
 
-# Installs what is missing of `compiler`, `python`, `postgres`, `faketime` and `mount`, or says what is.
+# Installs what is missing of `compiler`, `python`, `postgres`, `redis`, `faketime` and `mount`, or says what is.
 install_packages() {
     local packages=() part
     for part in "$@"; do
@@ -62,6 +67,7 @@ install_packages() {
         python) has_python || packages+=(python3 python3-venv) ;;
         faketime) find_faketime >/dev/null || packages+=(libfaketime) ;;
         mount) has_mount || packages+=(mount util-linux) ;;
+        redis) find_redis >/dev/null || packages+=(redis-server) ;;
         postgres) find_postgres >/dev/null || packages+=(postgresql) ;;
         esac
     done

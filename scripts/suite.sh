@@ -9,10 +9,11 @@ prepare_backends() {
         exec 9>"$dev_dir/lock"
         flock 9
     fi
-    install_packages compiler python postgres faketime mount
+    install_packages compiler python postgres redis faketime mount
     install_sdks
     exec 9>&-
     start_postgres
+    start_redis
     SLUICE_TEST_FAKETIME=$(find_faketime)
     export SLUICE_TEST_FAKETIME
     export REQUIRE_BACKENDS=1

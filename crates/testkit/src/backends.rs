@@ -3,6 +3,8 @@
 use crate::fail::fail;
 
 const POSTGRES_URL: &str = "SLUICE_TEST_POSTGRES_URL";
+const REDIS_URL: &str = "SLUICE_TEST_REDIS_URL";
+const REDIS_SERVER: &str = "SLUICE_TEST_REDIS_SERVER";
 const FAKETIME: &str = "SLUICE_TEST_FAKETIME";
 const REQUIRE_BACKENDS: &str = "REQUIRE_BACKENDS";
 
@@ -13,6 +15,24 @@ const REQUIRE_BACKENDS: &str = "REQUIRE_BACKENDS";
 #[track_caller]
 pub fn postgres_url() -> Option<String> {
     given(POSTGRES_URL, "postgres://postgres@127.0.0.1:5432/postgres")
+}
+
+/// Returns the URL of a Redis server that tests share, from `SLUICE_TEST_REDIS_URL`. What they store
+/// there has names of their own.
+///
+/// Without it as [`postgres_url`] says.
+#[track_caller]
+pub fn redis_url() -> Option<String> {
+    given(REDIS_URL, "redis://127.0.0.1:6379")
+}
+
+/// Returns the path of `redis-server`, from `SLUICE_TEST_REDIS_SERVER`, for tests that stop their
+/// server or have several.
+///
+/// Without it as [`postgres_url`] says.
+#[track_caller]
+pub fn redis_server() -> Option<String> {
+    given(REDIS_SERVER, "/usr/bin/redis-server")
 }
 
 /// Returns the path of `libfaketimeMT.so.1`, from `SLUICE_TEST_FAKETIME`: a program that loads it

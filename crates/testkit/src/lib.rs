@@ -3,13 +3,13 @@
 //! **For**: a provider that does what a script says ([`FakeUpstream`]), a client that shows the bytes
 //! ([`HttpClient`]), a clock that stands still ([`ManualClock`]), domain values with valid defaults
 //! ([`builders`]), programs under test ([`Program`]), a connection that
-//! can be cut ([`Link`]), a file system that can be filled up ([`SmallDisk`]).
+//! can be cut and disturbed ([`Link`]), servers that can be stopped ([`RedisServer`]), a file system that can be filled up ([`SmallDisk`]).
 //!
 //! **Never here**: anything that the product uses, and any knowledge of the product beside `domain`:
 //! what is tested must not help to test itself.
 //!
 //! Modules in reading order: [`words`] (text whose tokens are known), [`upstream`], [`client`],
-//! [`clock`], [`builders`], [`process`], [`link`], [`small_disk`], [`backends`].
+//! [`clock`], [`builders`], [`process`], [`link`], [`redis`], [`small_disk`], [`backends`].
 //!
 //! A helper that cannot go on fails the test at the place where it was called. Waits have a bound.
 //!
@@ -54,6 +54,8 @@ pub mod process;
 
 pub mod link;
 
+pub mod redis;
+
 pub mod small_disk;
 
 pub mod backends;
@@ -62,11 +64,12 @@ mod fail;
 mod stopwatch;
 mod wire;
 
-pub use backends::{faketime, postgres_url};
+pub use backends::{faketime, postgres_url, redis_server, redis_url};
 pub use client::{Closed, HttpClient, RawEvent, Request, Response, ResponseHead, call};
 pub use clock::ManualClock;
-pub use link::Link;
+pub use link::{Fault, Link};
 pub use process::{FinishedProcess, Program, RunningProcess};
+pub use redis::{RedisCluster, RedisServer};
 pub use small_disk::{Ballast, SmallDisk};
 pub use upstream::{
     AzureRefusal, ErrorShape, FakeUpstream, Gate, Quirk, Script, Served, ServedEnd,

@@ -1,13 +1,39 @@
-//! A TCP connection that a test can cut.
+//! A TCP connection that a test can cut and disturb.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use socket2::SockRef;
 
 use crate::fail::fail;
+
+/// How much of a message passes before [`Fault::CutInMessage`] cuts.
+const BYTES_BEFORE_CUT: usize = 7;
+
+/// What a disturbed link does. It concerns connections that are open and new ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// All bytes are so late, in each direction.
+    Latency(Duration),
+    /// Connections are closed, and new ones as soon as they come.
+    Down,
+    /// As `Down`, with a reset instead of a proper end.
+    Reset,
+    /// Bytes are taken and never arrive.
+    BlackHole,
+    /// Each byte is sent by itself, with a pause after it.
+    OneByte(Duration),
+    /// So many bytes pass in a second, in each direction.
+    BytesPerSecond(u32),
+    /// Each connection is closed in the middle of the first message towards the client.
+    CutInMessage,
+    /// What the server closes, and the client, is closed so much later; meanwhile nothing passes.
+    SlowClose(Duration),
+}
 
 /// Passes connections on to an address, until it is cut.
 ///
@@ -16,23 +42,52 @@ use crate::fail::fail;
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    shared: Arc<Shared>,
     accepting: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
 struct State {
-    is_cut: bool,
+    fault: Option<Fault>,
     is_over: bool,
+    /// How many connections came.
+    connections: u64,
     /// Both ends of what is open, and of what was.
     open: Vec<TcpStream>,
 }
 
 impl State {
     fn close_all(&mut self) {
+        let resets = self.fault == Some(Fault::Reset);
         for stream in self.open.drain(..) {
-            // It may be closed already.
-            let _closed = stream.shutdown(Shutdown::Both);
+            if resets {
+                let _best_effort = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
+                // Only the last handle of a socket resets it; those that read end first.
+                let _best_effort = stream.set_read_timeout(Some(Duration::from_millis(1)));
+            } else {
+                // It may be closed already.
+                let _closed = stream.shutdown(Shutdown::Both);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
+    }
+
+    /// Waits for a time, which ends early when the link is disturbed in another way.
+    fn pause(&self, fault: Fault, at_most: Duration) {
+        let mut state = self.lock();
+        if state.fault == Some(fault) && !state.is_over {
+            let _elapsed = self.changed.wait_for(&mut state, at_most);
         }
     }
 }
@@ -47,21 +102,21 @@ impl Link {
             Ok(bound) => bound,
             Err(error) => fail(format_args!("a link cannot listen: {error}")),
         };
-        let state = Arc::<Mutex<State>>::default();
+        let shared = Arc::<Shared>::default();
         let accepting = thread::spawn({
-            let state = Arc::clone(&state);
+            let shared = Arc::clone(&shared);
             move || {
                 while let Ok((near, _peer)) = listener.accept() {
-                    if state.lock().is_over {
+                    if shared.lock().is_over {
                         return;
                     }
-                    connect(near, target, &state);
+                    connect(near, target, &shared);
                 }
             }
         });
         Self {
             address,
-            state,
+            shared,
             accepting: Some(accepting),
         }
     }
@@ -71,26 +126,43 @@ impl Link {
         self.address
     }
 
-    /// Closes everything, and each new connection as soon as it comes.
-    pub fn cut(&self) {
-        let mut state = self.state.lock();
-        state.is_cut = true;
-        state.close_all();
+    /// Returns how many connections came.
+    pub fn connections(&self) -> u64 {
+        self.shared.lock().connections
     }
 
-    /// Passes new connections on again.
+    /// Closes everything, and each new connection as soon as it comes.
+    pub fn cut(&self) {
+        self.disturb(Fault::Down);
+    }
+
+    /// Disturbs what is open, and each new connection.
+    pub fn disturb(&self, fault: Fault) {
+        let mut state = self.shared.lock();
+        state.fault = Some(fault);
+        if matches!(fault, Fault::Down | Fault::Reset) {
+            state.close_all();
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+    }
+
+    /// Passes on again what is there and what comes.
     pub fn restore(&self) {
-        self.state.lock().is_cut = false;
+        self.shared.lock().fault = None;
+        self.shared.changed.notify_all();
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         {
-            let mut state = self.state.lock();
+            let mut state = self.shared.lock();
             state.is_over = true;
+            state.fault = None;
             state.close_all();
         }
+        self.shared.changed.notify_all();
         // Wakes the thread that accepts.
         let is_woken = TcpStream::connect(self.address).is_ok();
         if let Some(thread) = self.accepting.take().filter(|_| is_woken) {
@@ -100,9 +172,14 @@ impl Drop for Link {
 }
 
 /// Passes one connection on; one that cannot be is closed.
-fn connect(near: TcpStream, target: SocketAddr, state: &Mutex<State>) {
-    let mut state = state.lock();
-    if state.is_cut {
+fn connect(near: TcpStream, target: SocketAddr, shared: &Arc<Shared>) {
+    let mut state = shared.lock();
+    state.connections += 1;
+    if state.fault == Some(Fault::Reset) {
+        let _best_effort = SockRef::from(&near).set_linger(Some(Duration::ZERO));
+        return;
+    }
+    if state.fault == Some(Fault::Down) {
         return;
     }
     let Ok(far) = TcpStream::connect(target) else {
@@ -122,22 +199,81 @@ fn connect(near: TcpStream, target: SocketAddr, state: &Mutex<State>) {
     }
     state.open.extend([near_kept, far_kept]);
     drop(state);
-    drop(thread::spawn(move || pass(near_read, far)));
-    drop(thread::spawn(move || pass(far_read, near)));
+    let (towards_server, towards_client) = (Arc::clone(shared), Arc::clone(shared));
+    drop(thread::spawn(move || {
+        pass(near_read, far, &towards_server, Way::ToServer);
+    }));
+    drop(thread::spawn(move || {
+        pass(far_read, near, &towards_client, Way::ToClient);
+    }));
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToServer,
+    ToClient,
 }
 
 /// Passes bytes on in one direction until either side closes.
-fn pass(mut from: TcpStream, mut to: TcpStream) {
+fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, way: Way) {
     let mut buffer = [0; 16 * 1024];
     while let Ok(count @ 1..) = from.read(&mut buffer) {
-        if to.write_all(&buffer[..count]).is_err() {
+        if pass_disturbed(&buffer[..count], &mut to, shared, way).is_none() {
             break;
         }
+    }
+    let fault = shared.lock().fault;
+    if let Some(fault @ Fault::SlowClose(wait)) = fault {
+        shared.pause(fault, wait);
+    }
+    if fault == Some(Fault::Reset) {
+        return;
     }
     // The other direction ends with it.
     for stream in [from, to] {
         let _closed = stream.shutdown(Shutdown::Both);
     }
+}
+
+/// Passes bytes on as the link is disturbed now; `None` ends the connection.
+fn pass_disturbed(mut bytes: &[u8], to: &mut TcpStream, shared: &Shared, way: Way) -> Option<()> {
+    while !bytes.is_empty() {
+        let fault = shared.lock().fault;
+        let mut count = bytes.len();
+        match fault {
+            Some(Fault::Down | Fault::Reset) => return None,
+            Some(fault @ Fault::Latency(late)) => shared.pause(fault, late),
+            // Until it is disturbed in another way; then nothing of this has arrived.
+            Some(fault @ Fault::BlackHole) => {
+                shared.pause(fault, Duration::from_mins(10));
+                return Some(());
+            }
+            Some(fault @ Fault::OneByte(wait)) => {
+                count = 1;
+                shared.pause(fault, wait);
+            }
+            Some(fault @ Fault::BytesPerSecond(rate)) => {
+                // Ten times a second, a tenth.
+                count = count.min(usize::try_from(rate / 10).unwrap_or(1).max(1));
+                shared.pause(fault, Duration::from_millis(100));
+            }
+            Some(Fault::CutInMessage) if way == Way::ToClient => {
+                let part = &bytes[..bytes.len().min(BYTES_BEFORE_CUT)];
+                let _cut_anyway = to.write_all(part);
+                return None;
+            }
+            None | Some(Fault::CutInMessage) => {}
+            // Half closed: neither end hears of the other.
+            Some(fault @ Fault::SlowClose(wait)) => {
+                shared.pause(fault, wait);
+                return None;
+            }
+        }
+        let (now, later) = bytes.split_at(count);
+        to.write_all(now).ok()?;
+        bytes = later;
+    }
+    Some(())
 }
 
 #[cfg(test)]
