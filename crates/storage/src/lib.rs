@@ -9,7 +9,8 @@
 //! truly differs), `storage` (the pools), `migration`; then configuration: [`tenant`], [`user`],
 //! [`quota`], [`key`], [`import`], [`grant`], [`upstream`], [`route`]; what others learn of its
 //! changes: [`feed`]; the [`calendar`]; the `ledger`, what is read from it: [`usage`], and what an
-//! operator does: [`resolve`], [`verify`]; and [`secret`], which needs no database.
+//! operator does: [`resolve`], [`verify`]; [`secret`], which needs no database; and [`windows`], which
+//! are in process or in Redis.
 //!
 //! To add a statement, write it with `$1` placeholders into the `statements!` of the module that
 //! owns it, run it with `sql!` inside `on_both!`, and call that with `in_transaction!` or
@@ -61,6 +62,8 @@ pub mod resolve;
 pub mod verify;
 
 pub mod secret;
+
+pub mod windows;
 
 pub use migration::{MigrationReport, MigrationState};
 pub use statement::Statement;

@@ -1,7 +1,8 @@
 //! Storage on both databases: one suite of functions, run on each.
 //!
 //! SQLite runs always, in a temporary folder. PostgreSQL runs when `SLUICE_TEST_POSTGRES_URL` names
-//! a database in which schemas may be made; with `REQUIRE_BACKENDS=1` its absence is a failure.
+//! a database in which schemas may be made; with `REQUIRE_BACKENDS=1` its absence is a failure. The
+//! same holds for Redis and `SLUICE_TEST_REDIS_URL`.
 
 /// Makes a test of each function for each database.
 #[cfg(test)]
@@ -85,3 +86,6 @@ mod calendar;
 
 #[cfg(test)]
 mod usage;
+
+#[cfg(test)]
+mod windows;
