@@ -25,6 +25,7 @@ use crate::database::Standing;
 use crate::error::chain;
 use crate::metrics::Metrics;
 use crate::relay::Board;
+use crate::windows::Gate;
 
 /// Something that happens once and is waited for by every connection.
 ///
@@ -88,6 +89,8 @@ pub(crate) struct App {
     /// The way into the journal for work that belongs to no thread of the relay.
     pub(crate) control_lane: Arc<Lane>,
     pub(crate) grants: Grants,
+    /// Decides about window limits.
+    pub(crate) gate: Gate,
     pub(crate) routing: ArcSwap<RoutingTable>,
     /// What is known of upstreams from the requests that they had; it outlives routing tables.
     pub(crate) health: HealthRegistry,

@@ -240,6 +240,9 @@ settings! {
         instance_concurrency ["instance_concurrency"]: u64 = Integer::new(0, MOST, "requests"), 0;
         /// Whether these are enforced, or only counted and reported.
         instance_mode ["instance_mode"]: LimitMode = LIMIT_MODES, LimitMode::Enforce;
+        /// Counters that are kept in memory for source addresses, and as many for all else; of those
+        /// that have counted nothing for the longest time, the others go first.
+        max_counters ["max_counters"]: usize = Integer::new(1_000, 100_000_000, "counters"), 100_000;
         /// How long a request waits for the limits of its key, user and tenant before it is
         /// refused; the requests of one key go first come, first served.
         queue ["queue_ms"]: Duration = Millis { min: 0, max: 60_000 }, Duration::ZERO;

@@ -12,10 +12,12 @@ use http::{HeaderValue, Response, StatusCode};
 use serde::Serialize;
 use sluice_domain::id::RequestId;
 use sluice_domain::route::Protocol;
+use sluice_domain::time::UnixMillis;
 use sluice_protocol::{anthropic, stream};
 
 use crate::body::AnswerBody;
 use crate::relay::ATTEMPTS;
+use crate::windows::ShownLimits;
 
 /// Tells an SDK whether to repeat the call; it wins over the status.
 pub(crate) const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -94,7 +96,7 @@ codes! {
     InsufficientQuota = "insufficient_quota", TOO_MANY_REQUESTS, "insufficient_quota";
     /// What is left of the month's quota is held by other requests.
     QuotaHeld = "quota_held", TOO_MANY_REQUESTS, "tokens";
-    /// The provider asks to wait.
+    /// A limit is reached: of the caller here, or of ours at the provider.
     RateLimitExceeded = "rate_limit_exceeded", TOO_MANY_REQUESTS, "requests";
     /// The provider refuses our credential, or our account there has no funds.
     UpstreamAuthError = "upstream_auth_error", BAD_GATEWAY, "server_error";
@@ -155,6 +157,8 @@ pub(crate) struct ErrorParts {
     pub(crate) message: Cow<'static, str>,
     pub(crate) param: Option<Cow<'static, str>>,
     pub(crate) retry: Retry,
+    /// How the limits stood that refused it, and when.
+    pub(crate) limits: Option<(ShownLimits, UnixMillis)>,
     /// How often upstreams were asked.
     pub(crate) attempts: u32,
     /// The provider's own body, for clients that match its words.
@@ -172,6 +176,7 @@ impl ApiError {
             message: message.into(),
             param: None,
             retry: Retry::default(),
+            limits: None,
             attempts: 0,
             in_its_words: None,
             cause: None,
@@ -187,6 +192,19 @@ impl ApiError {
     #[must_use]
     pub(crate) fn retry(mut self, retry: Retry) -> Self {
         self.0.retry = retry;
+        self
+    }
+
+    /// Sets the `type`, where it is another than that of the code.
+    #[must_use]
+    pub(crate) fn kind(mut self, kind: &'static str) -> Self {
+        self.0.kind = Cow::Borrowed(kind);
+        self
+    }
+
+    #[must_use]
+    pub(crate) fn limits(mut self, limits: ShownLimits, now: UnixMillis) -> Self {
+        self.0.limits = Some((limits, now));
         self
     }
 
@@ -319,6 +337,9 @@ impl ApiError {
         if self.attempts > 0 {
             headers.insert(ATTEMPTS, HeaderValue::from(self.attempts));
         }
+        if let Some((limits, now)) = &self.limits {
+            limits.write(protocol, *now, headers);
+        }
         match self.retry {
             Retry::ByStatus => {}
             Retry::Never => {
@@ -349,8 +370,6 @@ pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
 
 #[cfg(test)]
 mod tests {
-    use sluice_domain::time::UnixMillis;
-
     use super::*;
     use crate::ids::new_request_id;
 

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderValue, StatusCode};
 use serde::Serialize;
+use sluice_storage::windows::{NodeMode, NodeStatus, WindowsStatus};
 use sluice_upstream_pool::{BreakerReport, ProbeFinding, UpstreamReport};
 
 use crate::app::Worker;
@@ -18,6 +19,7 @@ struct Health {
     database: String,
     accounts: &'static str,
     upstreams: &'static str,
+    windows: &'static str,
 }
 
 #[derive(Serialize)]
@@ -63,6 +65,7 @@ pub(crate) async fn health(State(worker): State<Arc<Worker>>) -> Response {
         database: app.standing.describe(),
         accounts: app.accounts.word(),
         upstreams: upstreams_word(&app.health.report()),
+        windows: windows_word(&app.gate.status()),
     };
     json(
         if app.is_ready() {
@@ -86,6 +89,19 @@ fn upstreams_word(reports: &[UpstreamReport]) -> &'static str {
     };
     if reports.iter().all(is_well) {
         "ok"
+    } else {
+        "degraded"
+    }
+}
+
+/// Tells where window limits are counted: `degraded` is by each instance for itself although they
+/// have counters together.
+fn windows_word(status: &WindowsStatus) -> &'static str {
+    let is_together = |node: &NodeStatus| node.mode == NodeMode::Redis;
+    if status.nodes.is_empty() {
+        "in_process"
+    } else if status.nodes.iter().all(is_together) {
+        "redis"
     } else {
         "degraded"
     }

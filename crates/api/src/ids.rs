@@ -23,7 +23,7 @@ thread_local! {
 }
 
 /// Returns 10 random bytes of the operating system.
-fn random_bytes() -> [u8; 10] {
+pub(crate) fn random_bytes() -> [u8; 10] {
     RANDOM.with_borrow_mut(|pool| {
         if pool.used + 10 > POOL {
             if let Err(error) = getrandom::fill(&mut pool.bytes) {

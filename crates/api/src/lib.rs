@@ -7,7 +7,7 @@
 //!
 //! Modules in reading order: [`cli`] (commands), [`config`], [`data_folder`], [`serve`] (threads,
 //! start and end), then private: `listen`, `connection` (how long a client may take), `server` (what every request passes), `router` (all
-//! paths), `source_ip` (from where), `auth` (who calls), `relay` (the way of a request: `read`, `in_flight`, `whole`,
+//! paths), `source_ip` (from where), `auth` (who calls), `windows` (window limits), `relay` (the way of a request: `read`, `in_flight`, `whole`,
 //! `stream`, `refusal`), `models`, `health`, `database` (whether it
 //! answers), `snapshot` (what is known of it on the disk), `feed` (changes take effect), `app` (what threads
 //! share), `error`, `metrics`, `logging`, `ids`, `clock`.
@@ -35,6 +35,8 @@ mod router;
 mod source_ip;
 
 mod auth;
+
+mod windows;
 
 mod relay;
 

@@ -4,6 +4,8 @@ mod ledger;
 
 mod upstreams;
 
+mod windows;
+
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use sluice_upstream_pool::UpstreamReport;
 
 use self::ledger::LedgerFigures;
 use self::upstreams::UpstreamFigures;
+use self::windows::WindowFigures;
 
 /// Upper bounds of the duration buckets, in seconds: from a refusal to a long stream.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -145,6 +148,7 @@ pub(crate) struct Metrics {
     ending_handles: [[OnceLock<Counter>; 5]; 7],
     ledger: LedgerFigures,
     upstreams: UpstreamFigures,
+    pub(crate) windows: WindowFigures,
     pub(crate) connections: Gauge,
     pub(crate) feed_failures: Counter,
     pub(crate) snapshot_as_of: Gauge,
@@ -211,6 +215,7 @@ impl Metrics {
 
         let ledger = LedgerFigures::register(&mut registry);
         let upstreams = UpstreamFigures::register(&mut registry);
+        let windows = WindowFigures::register(&mut registry);
         let mut metrics = Self {
             registry,
             requests,
@@ -221,6 +226,7 @@ impl Metrics {
             ending_handles: [const { [const { OnceLock::new() }; 5] }; 7],
             ledger,
             upstreams,
+            windows,
             connections: Gauge::default(),
             feed_failures: Counter::default(),
             snapshot_as_of: Gauge::default(),

@@ -21,6 +21,8 @@ use crate::auth::credential::credential;
 use crate::error::ApiError;
 use crate::relay::model_not_found;
 use crate::server::RequestContext;
+use crate::source_ip::source_ip;
+use crate::windows::{Asked, WindowPass};
 
 use self::page::Page;
 
@@ -86,13 +88,13 @@ pub(crate) async fn list(
     headers: HeaderMap,
 ) -> Response {
     let protocol = context.protocol(&headers);
-    let grant = match grant_of(&worker, context, &headers).await {
-        Ok(grant) => grant,
+    let (grant, windows) = match grant_of(&worker, context, &headers).await {
+        Ok(granted) => granted,
         Err(error) => return context.answer(error, &headers),
     };
     let entries = worker.app.routing.load().models(grant.payer().tenant_id);
     let allowed = entries.iter().filter(|e| grant.key.allows_model(&e.id));
-    match protocol {
+    let response = match protocol {
         Protocol::OpenAi => json(&ModelList {
             object: "list",
             data: allowed.map(Model::of).collect(),
@@ -117,7 +119,8 @@ pub(crate) async fn list(
                 data,
             })
         }
-    }
+    };
+    told(response, protocol, &worker, &windows)
 }
 
 /// `GET /v1/models/{id}`: one model, also when only a pattern serves it.
@@ -128,8 +131,8 @@ pub(crate) async fn find(
     headers: HeaderMap,
 ) -> Response {
     let protocol = context.protocol(&headers);
-    let grant = match grant_of(&worker, context, &headers).await {
-        Ok(grant) => grant,
+    let (grant, windows) = match grant_of(&worker, context, &headers).await {
+        Ok(granted) => granted,
         Err(error) => return context.answer(error, &headers),
     };
     let tenant = grant.payer().tenant_id;
@@ -143,7 +146,7 @@ pub(crate) async fn find(
         return context.answer(model_not_found(&id), &headers);
     };
     let created = route.created_at().as_seconds();
-    match protocol {
+    let response = match protocol {
         Protocol::OpenAi => json(&Model {
             id: &id,
             object: "model",
@@ -151,20 +154,45 @@ pub(crate) async fn find(
             owned_by: route.first_kind().map_or("sluice", ProviderKind::as_str),
         }),
         Protocol::Anthropic => json(&AnthropicModel::new(&id, created)),
-    }
+    };
+    told(response, protocol, &worker, &windows)
 }
 
+/// Finds out who calls, and counts the request: as one, without tokens.
 async fn grant_of(
     worker: &Worker,
     context: RequestContext,
     headers: &HeaderMap,
-) -> Result<Arc<Grant>, ApiError> {
-    let found = worker
-        .app
-        .grants
-        .find(credential(headers), worker.app.now())
-        .await;
-    found.map_err(|error| error.logged(context.request_id))
+) -> Result<(Arc<Grant>, WindowPass), ApiError> {
+    let app = &worker.app;
+    let granted = async {
+        let trusted = &app.config.server.trusted_proxies;
+        let ip = source_ip(context.peer.ip(), headers, trusted);
+        let mut windows = app.gate.enter(ip).await?;
+        let grant = app.grants.find(credential(headers), app.now()).await?;
+        let asked = Asked {
+            model: None,
+            tokens: None,
+        };
+        app.gate.admit(&mut windows, &grant, asked).await?;
+        Ok((grant, windows))
+    };
+    granted
+        .await
+        .map_err(|error: ApiError| error.logged(context.request_id))
+}
+
+/// Tells how the limits stand.
+fn told(
+    mut response: Response,
+    protocol: Protocol,
+    worker: &Worker,
+    windows: &WindowPass,
+) -> Response {
+    if let Some(limits) = windows.shown() {
+        limits.write(protocol, worker.app.now(), response.headers_mut());
+    }
+    response
 }
 
 fn json(value: &impl Serialize) -> Response {

@@ -37,6 +37,7 @@ use crate::body::AnswerBody;
 use crate::error::{ApiError, Code};
 use crate::server::RequestContext;
 use crate::source_ip::source_ip;
+use crate::windows::Asked;
 
 use self::admission::{Admission, not_admitted};
 use self::in_flight::{InFlight, SideNotes};
@@ -67,6 +68,12 @@ pub(crate) async fn relay(
     let app = Arc::clone(&worker.app);
     let now = context.now;
     let (head, body) = request.into_parts();
+    let ip = source_ip(
+        context.peer.ip(),
+        &head.headers,
+        &app.config.server.trusted_proxies,
+    );
+    let mut windows = app.gate.enter(ip).await?;
     let grant = app.grants.find(credential(&head.headers), now).await?;
     let body = read_body(&head.headers, body, &app.config.server).await?;
 
@@ -96,6 +103,12 @@ pub(crate) async fn relay(
 
     let account = app.grants.account(&grant, now).await?;
     let mut admission = Admission::new(&plan, &model, &outline, &body, endpoint);
+    let asked = Asked {
+        model: Some(&model),
+        tokens: endpoint.is_charged().then(|| admission.token_bound()),
+    };
+    app.gate.admit(&mut windows, &grant, asked).await?;
+    let limits = windows.shown();
     let open = OpenRequest {
         request_id: context.request_id,
         payer,
@@ -107,11 +120,7 @@ pub(crate) async fn relay(
         requested_model: Arc::clone(&model),
         hold: admission.terms(),
         caller: Caller {
-            ip: Some(source_ip(
-                context.peer.ip(),
-                &head.headers,
-                &app.config.server.trusted_proxies,
-            )),
+            ip: Some(ip),
             user_agent: user_agent(&head.headers),
         },
     };
@@ -121,7 +130,14 @@ pub(crate) async fn relay(
         .map_err(|refusal| not_admitted(refusal, &account))?;
 
     let side = Arc::<SideNotes>::default();
-    let mut in_flight = InFlight::new(app, hold, context.started, body.clone(), Arc::clone(&side));
+    let mut in_flight = InFlight::new(
+        Arc::clone(&app),
+        hold,
+        context.started,
+        body.clone(),
+        Arc::clone(&side),
+        windows,
+    );
     if !endpoint.is_charged() {
         in_flight.usage = Some(TokenUsage::default());
     }
@@ -161,6 +177,9 @@ pub(crate) async fn relay(
         response
             .headers_mut()
             .insert(MAX_OUTPUT_TOKENS, HeaderValue::from(tokens));
+    }
+    if let Some(limits) = limits {
+        limits.write(endpoint.protocol(), app.now(), response.headers_mut());
     }
     Ok(response)
 }

@@ -15,6 +15,7 @@ use crate::config::AllowedOrigins;
 use crate::error::{ApiError, Code, RETRY_AFTER_MS, X_SHOULD_RETRY};
 use crate::relay::{ATTEMPTS, MAX_OUTPUT_TOKENS};
 use crate::server::RequestContext;
+use crate::windows::header_names;
 use crate::{health, models};
 
 /// Prefixes of the inference paths: people paste base URLs with and without `/v1`, and some clients
@@ -141,18 +142,17 @@ pub(crate) fn cors(origins: &AllowedOrigins) -> Option<CorsLayer> {
         X_SHOULD_RETRY,
         MAX_OUTPUT_TOKENS,
         ATTEMPTS,
-        HeaderName::from_static("x-ratelimit-limit-requests"),
-        HeaderName::from_static("x-ratelimit-limit-tokens"),
-        HeaderName::from_static("x-ratelimit-remaining-requests"),
-        HeaderName::from_static("x-ratelimit-remaining-tokens"),
-        HeaderName::from_static("x-ratelimit-reset-requests"),
-        HeaderName::from_static("x-ratelimit-reset-tokens"),
     ];
     let layer = CorsLayer::new()
         .allow_origin(allow_origin)
         .allow_methods([Method::GET, Method::POST, Method::OPTIONS])
         .allow_headers(request_headers)
-        .expose_headers(answer_headers)
+        .expose_headers(
+            answer_headers
+                .into_iter()
+                .chain(header_names())
+                .collect::<Vec<_>>(),
+        )
         .max_age(std::time::Duration::from_hours(1));
     Some(layer)
 }

@@ -18,6 +18,7 @@ use sluice_domain::ports::StoreError;
 use sluice_domain::quota::{Payer, ScopeKind, ScopeSet};
 use sluice_domain::tenant::{EntityState, Tenant, User};
 use sluice_domain::time::{Period, UnixMillis};
+use sluice_domain::window::WindowSubject;
 use sluice_storage::Storage;
 use sluice_storage::grant::KeyGrant;
 use tokio::runtime::Handle;
@@ -100,6 +101,21 @@ impl Grant {
             tenant_id: self.tenant.id,
             user_id: self.user.id,
             key_id: self.key.id,
+        }
+    }
+
+    /// Names one of those whose limits it meets, for the client.
+    pub(crate) fn describe(&self, subject: &WindowSubject) -> String {
+        let key = || {
+            let (name, hint) = (&self.key.name, self.key.hint.as_str());
+            format!("API key \"{name}\" ({hint})")
+        };
+        match subject {
+            WindowSubject::ProxyKey(_) => key(),
+            WindowSubject::ProxyKeyModel(_, model) => format!("model \"{model}\" on {}", key()),
+            WindowSubject::User(_) => format!("your user \"{}\"", self.user.name),
+            WindowSubject::Tenant(_) => format!("your tenant \"{}\"", self.tenant.name),
+            WindowSubject::SourceIp(_) | WindowSubject::Instance => "this relay".to_owned(),
         }
     }
 

@@ -24,6 +24,7 @@ use tokio::time::Instant;
 
 use crate::app::App;
 use crate::server::CLIENT_LEFT;
+use crate::windows::WindowPass;
 
 /// What is known of a request beside the future that carries it on.
 #[derive(Debug, Default)]
@@ -143,6 +144,8 @@ pub(crate) struct InFlight {
     pub(crate) attempts: Attempts,
     /// What the answer holds of the limits of its upstream.
     pub(crate) slot: Option<UpstreamSlot>,
+    /// What it has taken of the limits of its key, user and tenant.
+    windows: WindowPass,
     /// What the provider reported.
     pub(crate) usage: Option<TokenUsage>,
     /// What the provider had reported of an answer that did not come to its end: its input is known,
@@ -161,6 +164,7 @@ impl InFlight {
         started: Instant,
         request: Bytes,
         side: Arc<SideNotes>,
+        windows: WindowPass,
     ) -> Self {
         Self {
             app,
@@ -173,6 +177,7 @@ impl InFlight {
             duration_ms: None,
             attempts: Attempts::new(),
             slot: None,
+            windows,
             usage: None,
             usage_so_far: None,
             output: Output::None,
@@ -288,7 +293,8 @@ impl InFlight {
         }
     }
 
-    fn post(&self, hold: Hold, end: RequestEnd) -> Booked {
+    fn post(&mut self, hold: Hold, end: RequestEnd) -> Booked {
+        give_back(std::mem::take(&mut self.windows), &end);
         self.app
             .metrics
             .record_ended(end.ending, end.basis, &end.usage);
@@ -304,6 +310,7 @@ impl InFlight {
             std::mem::take(&mut self.output)
         };
         let known = self.usage_so_far;
+        let windows = std::mem::take(&mut self.windows);
         let metrics = Arc::clone(&self.app.metrics);
         let (counted, booked) = oneshot::channel();
         self.app.control.spawn_blocking(move || {
@@ -324,6 +331,7 @@ impl InFlight {
                 end.usage.output = end.usage.output.max(written);
             }
             end.owed = Amounts::tokens(end.usage.total());
+            give_back(windows, &end);
             metrics.record_ended(end.ending, end.basis, &end.usage);
             if let Some(written) = hold.post(end) {
                 // Nobody may be waiting.
@@ -331,6 +339,16 @@ impl InFlight {
             }
         });
         Booked::Counting(booked)
+    }
+}
+
+/// Ends what a request has taken of window limits, with what is recorded of it.
+fn give_back(windows: WindowPass, end: &RequestEnd) {
+    match end.basis {
+        Basis::Unknown => windows.unknown(),
+        Basis::Reported | Basis::Drained | Basis::Counted | Basis::Recovered => {
+            windows.spent(u64::try_from(end.usage.total()).unwrap_or(0));
+        }
     }
 }
 

@@ -119,6 +119,7 @@ fn caller_fault(error: DispatchError) -> (ApiError, &'static str) {
         message: Cow::Owned(message),
         param: fault.param.map(Cow::Owned),
         retry: Retry::ByStatus,
+        limits: None,
         attempts: 0,
         in_its_words,
         cause: Some(error.into()),

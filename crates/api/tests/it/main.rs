@@ -27,6 +27,8 @@ mod hot_path;
 #[cfg(test)]
 mod keys;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod load;
 #[cfg(test)]
 mod lost_posts;
