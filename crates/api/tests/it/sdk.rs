@@ -72,7 +72,7 @@ fn installed(script_name: &str, packages: &[&'static str], base_path: &'static s
     clippy::disallowed_methods,
     reason = "tests are told by the environment what is installed"
 )]
-fn variable(name: &str) -> Option<String> {
+pub(crate) fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
