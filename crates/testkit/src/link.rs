@@ -68,8 +68,8 @@ impl State {
         for stream in self.open.drain(..) {
             if resets {
                 let _best_effort = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
-                // Only the last handle of a socket resets it; those that read end first.
-                let _best_effort = stream.set_read_timeout(Some(Duration::from_millis(1)));
+                // Wakes the thread that reads: the last handle of a socket resets it.
+                let _closed = stream.shutdown(Shutdown::Read);
             } else {
                 // It may be closed already.
                 let _closed = stream.shutdown(Shutdown::Both);

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -30,6 +30,9 @@ pub struct RedisServer {
     folder: PathBuf,
     address: SocketAddr,
     arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    /// Its configuration file, where it has one.
+    config: Option<PathBuf>,
     process: Option<RunningProcess>,
 }
 
@@ -43,6 +46,71 @@ impl RedisServer {
     /// Starts a server with further arguments.
     #[track_caller]
     pub fn start_with(binary: &str, arguments: &[&str]) -> Self {
+        Self::make(binary, |_| Vec::new(), arguments, &[])
+    }
+
+    /// Starts a server that is told another time of day: the one that
+    /// [`set_clock`](Self::set_clock) says. `faketime` is what [`faketime`](crate::faketime) returns.
+    #[track_caller]
+    pub fn start_with_clock(binary: &str, faketime: &str) -> Self {
+        let clock = |folder: &Path| {
+            let file = folder.join("clock");
+            if let Err(error) = std::fs::write(&file, "+0") {
+                fail(format_args!("cannot write {}: {error}", file.display()));
+            }
+            vec![
+                // With the allocator of libc: jemalloc, with which Debian links Redis, asks for the time
+                // while libfaketime is loaded.
+                ("LD_PRELOAD".to_owned(), format!("{faketime} libc.so.6")),
+                ("FAKETIME_NO_CACHE".to_owned(), "1".to_owned()),
+                ("FAKETIME_DONT_FAKE_MONOTONIC".to_owned(), "1".to_owned()),
+                ("FAKETIME_FMT".to_owned(), "%s".to_owned()),
+                (
+                    "FAKETIME_TIMESTAMP_FILE".to_owned(),
+                    file.display().to_string(),
+                ),
+            ]
+        };
+        Self::make(binary, clock, &[], &[])
+    }
+
+    /// Sets the clock of a server that was started with one: `+5` is five seconds ahead, a number of
+    /// seconds since 1970 stands still.
+    #[track_caller]
+    pub fn set_clock(&self, time: &str) {
+        // Replaced at once: a file that is half written would be another time.
+        let (new, file) = (self.folder.join("clock.new"), self.folder.join("clock"));
+        let written = std::fs::write(&new, time).and_then(|()| std::fs::rename(&new, &file));
+        if let Err(error) = written {
+            fail(format_args!("cannot set the clock: {error}"));
+        }
+    }
+
+    /// Starts a sentinel that watches a server under the name `main`.
+    #[track_caller]
+    pub fn start_sentinel(binary: &str, master: &Self) -> Self {
+        let lines = format!(
+            "sentinel monitor main 127.0.0.1 {} 1\n\
+             sentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 2000\n",
+            master.address.port()
+        );
+        Self::make(
+            binary,
+            |_| Vec::new(),
+            &["--sentinel"],
+            &[("sentinel.conf", &lines)],
+        )
+    }
+
+    /// Makes the folder, then starts the server.
+    #[track_caller]
+    fn make(
+        binary: &str,
+        environment: impl Fn(&Path) -> Vec<(String, String)>,
+        arguments: &[&str],
+        files: &[(&str, &str)],
+    ) -> Self {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let folder =
             std::env::temp_dir().join(format!("sluice-redis-{}-{number}", std::process::id()));
@@ -54,8 +122,18 @@ impl RedisServer {
             folder,
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             arguments: arguments.iter().map(|text| (*text).to_owned()).collect(),
+            environment: Vec::new(),
+            config: None,
             process: None,
         };
+        server.environment = environment(&server.folder);
+        for (name, text) in files {
+            let file = server.folder.join(name);
+            if let Err(error) = std::fs::write(&file, text) {
+                fail(format_args!("cannot write {}: {error}", file.display()));
+            }
+            server.config = Some(file);
+        }
         for _ in 0..PORTS {
             server.address = free_port();
             if server.try_start() {
@@ -66,8 +144,17 @@ impl RedisServer {
     }
 
     fn try_start(&mut self) -> bool {
-        let process = Program::new(&self.binary)
-            .args(["--bind", "127.0.0.1", "--save", "", "--loglevel", "notice"])
+        let mut program = Program::new(&self.binary);
+        if let Some(config) = &self.config {
+            program = program.arg(config);
+        } else {
+            program = program.args(["--save", ""]);
+        }
+        for (name, value) in &self.environment {
+            program = program.env(name, value);
+        }
+        let process = program
+            .args(["--bind", "127.0.0.1", "--loglevel", "notice"])
             .arg("--port")
             .arg(self.address.port().to_string())
             .arg("--dir")

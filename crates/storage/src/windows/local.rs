@@ -258,3 +258,6 @@ pub(crate) fn millis(duration: Duration) -> u64 {
 
 /// A list of as many entries as decisions usually have asks.
 pub(crate) type Few<T> = SmallVec<[T; 6]>;
+
+#[cfg(test)]
+mod tests;

@@ -91,16 +91,18 @@ impl Gate {
         state.weight += FAILURE_WEIGHT;
         let opens = state.weight >= OPENING_WEIGHT;
         if opens {
-            state.open(now);
+            state.open_for_longer(now);
         }
         opens
     }
 
-    /// Opens the gate at once: the connection is gone.
+    /// Opens the gate at once: the connection is gone. It is soon probed, however often that
+    /// happens: without a connection nobody waits.
     pub(super) fn open(&self, now: Duration) {
         let mut state = self.0.lock();
         if state.phase == Phase::Closed {
-            state.open(now);
+            let until = now + FIRST_REST;
+            state.change(Phase::Open { until });
         }
     }
 
@@ -148,7 +150,7 @@ impl Gate {
 }
 
 impl State {
-    fn open(&mut self, now: Duration) {
+    fn open_for_longer(&mut self, now: Duration) {
         let was_closed_for = now.saturating_sub(self.closed_at);
         self.rest = if was_closed_for > FORGIVEN_AFTER {
             FIRST_REST
@@ -174,6 +176,11 @@ mod tests {
         let probe = gate.begin_probe(Duration::ZERO).unwrap();
         gate.end_probe(probe, true, Duration::ZERO);
         gate
+    }
+
+    fn fail(gate: &Gate, now: Duration) {
+        let pass = gate.enter().unwrap();
+        while !gate.fail(pass, now) {}
     }
 
     const LATER: Duration = Duration::from_mins(1);
@@ -223,7 +230,7 @@ mod tests {
         let mut now = LATER;
         let mut rests = Vec::new();
         for _ in 0..6 {
-            gate.open(now);
+            fail(&gate, now);
             let rest = gate.probe_in(now).unwrap();
             rests.push(rest.as_millis());
             now += rest;
@@ -231,7 +238,7 @@ mod tests {
             gate.end_probe(probe, true, now);
         }
         assert_eq!(rests, [500, 1_000, 2_000, 4_000, 4_000, 4_000]);
-        gate.open(now + LATER);
+        fail(&gate, now + LATER);
         assert_eq!(gate.probe_in(now + LATER).unwrap().as_millis(), 500);
     }
 }

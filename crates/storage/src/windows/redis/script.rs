@@ -116,3 +116,6 @@ impl Call {
         command
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_domain::window::{InstanceRank, WindowAnswer, WindowGroup, WindowKind};
 use sluice_storage::windows::{LocalReason, NodeMode, RedisLoss, RedisOptions};
-use sluice_testkit::{Fault, Link, RedisServer, redis_server};
+use sluice_testkit::{Fault, Link, RedisCluster, RedisServer, faketime, redis_server};
 use tokio::time::{Instant, sleep};
 
 use super::fixture::{Kept, admitted, ask, dry, key, redis_options, refused, tenant, wait_until};
@@ -200,7 +200,6 @@ async fn a_counter_that_was_evicted_stops_its_group_for_all() {
     };
     let all = instances(2, &options).await;
     let (group, ask) = (tenant(), ask(&key(), WindowKind::Rpm, 10, 1));
-    let other = tenant();
     assert_eq!(all[0].admitted(group, &ask, 10).await, 10);
     let WindowGroup::Tenant(id) = group else {
         panic!()
@@ -209,7 +208,12 @@ async fn a_counter_that_was_evicted_stops_its_group_for_all() {
     assert_eq!(server.command(&["DEL", &meta]), "1");
     assert_eq!(all[0].admitted(group, &ask, 10).await, 0);
     assert_eq!(all[1].admitted(group, &ask, 10).await, 5, "its share");
-    assert_eq!(all[1].admitted(other, &ask, 10).await, 10, "others go on");
+    let others = super::fixture::ask(&key(), WindowKind::Rpm, 10, 1);
+    assert_eq!(
+        all[1].admitted(tenant(), &others, 10).await,
+        10,
+        "others go on"
+    );
 }
 
 #[tokio::test]
@@ -356,4 +360,131 @@ async fn a_slow_server_costs_little_and_is_probed_by_one_at_a_time() {
     let restored = Instant::now();
     kept.wait_for_redis().await;
     assert!(restored.elapsed() < Duration::from_secs(20));
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_is_not_counted_on_by_anyone() {
+    let (Some(binary), Some(faketime)) = (redis_server(), faketime()) else {
+        return;
+    };
+    let server = RedisServer::start_with_clock(&binary, &faketime);
+    let options = RedisOptions {
+        memory: Duration::from_secs(4),
+        ..redis_options(&server.url())
+    };
+    let all = instances(2, &options).await;
+    let (group, ask) = (tenant(), ask(&key(), WindowKind::Rpm, 10, 1));
+    assert_eq!(all[0].admitted(group, &ask, 10).await, 10);
+    // All that was counted has left the window, by the clock of the server.
+    server.set_clock("+70");
+    wait_until("it is seen", || {
+        all.iter().all(|instance| !instance.is_in_redis())
+    })
+    .await;
+    let reasons = all
+        .iter()
+        .map(|instance| instance.windows.status().nodes[0].mode);
+    assert!(
+        reasons
+            .into_iter()
+            .any(|mode| mode == NodeMode::Local(LocalReason::ClockJumped))
+    );
+    assert_eq!(all[0].admitted(group, &ask, 10).await, 0);
+    assert_eq!(all[1].admitted(group, &ask, 10).await, 5);
+    for instance in &all {
+        instance.wait_for_redis().await;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_goes_back_frees_nothing() {
+    let (Some(binary), Some(faketime)) = (redis_server(), faketime()) else {
+        return;
+    };
+    let server = RedisServer::start_with_clock(&binary, &faketime);
+    let options = redis_options(&server.url());
+    let kept = Kept::start(options.clone(), RedisLoss::Share);
+    kept.wait_for_redis().await;
+    // As if it had been there for long: going back into its first time would be waited out.
+    let name = format!("{}:w1:{{server}}:server", options.prefix);
+    server.command(&["HSET", &name, "c", "0"]);
+    let (group, ask) = (tenant(), ask(&key(), WindowKind::Rps, 10, 1));
+    assert_eq!(kept.admitted(group, &ask, 10).await, 10);
+    server.set_clock("-5");
+    assert_eq!(kept.admitted(group, &ask, 10).await, 0);
+    // The counter's clock stands until it is where it was.
+    sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(kept.admitted(group, &ask, 10).await, 0);
+    assert!(kept.is_in_redis());
+}
+
+#[tokio::test]
+async fn a_new_master_is_found_by_sentinels_and_not_counted_on_at_first() {
+    let Some(binary) = redis_server() else { return };
+    let mut master = RedisServer::start(&binary);
+    let port = master.address().port().to_string();
+    let replica = RedisServer::start_with(&binary, &["--replicaof", "127.0.0.1", &port]);
+    wait_until("the replica follows", || {
+        replica
+            .command(&["INFO", "replication"])
+            .contains("master_link_status:up")
+    })
+    .await;
+    let sentinel = RedisServer::start_sentinel(&binary, &master);
+    wait_until("the sentinel knows the replica", || {
+        sentinel
+            .command(&["SENTINEL", "replicas", "main"])
+            .contains(&replica.address().to_string())
+    })
+    .await;
+    let options = RedisOptions {
+        memory: Duration::from_secs(3),
+        ..redis_options(&format!("redis-sentinel://{}/main", sentinel.address()))
+    };
+    let all = instances(2, &options).await;
+    let (group, ask) = (tenant(), ask(&key(), WindowKind::Rpm, 10, 1));
+    assert_eq!(all[0].admitted(group, &ask, 10).await, 10);
+    master.kill();
+    for instance in &all {
+        instance.wait_for_local().await;
+    }
+    wait_until("the new master is found", || {
+        all.iter().all(|instance| {
+            instance.windows.status().nodes[0].mode == NodeMode::Local(LocalReason::Forgetful)
+        })
+    })
+    .await;
+    for instance in &all {
+        instance.wait_for_redis().await;
+    }
+    assert!(
+        replica
+            .command(&["INFO", "replication"])
+            .contains("role:master")
+    );
+}
+
+#[tokio::test]
+async fn one_server_of_a_cluster_that_is_lost_leaves_the_others() {
+    let Some(binary) = redis_server() else { return };
+    let mut cluster = RedisCluster::start(&binary, 3);
+    let kept = Kept::start(redis_options(&cluster.url()), RedisLoss::Share);
+    kept.windows.set_rank(rank(0, 2));
+    kept.wait_for_redis().await;
+    cluster.servers()[1].kill();
+    kept.wait_for_local().await;
+    let mut admitted = Vec::new();
+    for _ in 0..30 {
+        let ask = ask(&key(), WindowKind::Rpm, 10, 1);
+        admitted.push(kept.admitted(tenant(), &ask, 12).await);
+    }
+    // Its groups have a share; a cluster without a part of its slots serves the others no more
+    // either, unless it is told to.
+    assert!(admitted.contains(&5), "{admitted:?}");
+    assert!(
+        admitted.iter().all(|count| matches!(count, 5 | 10)),
+        "{admitted:?}"
+    );
+    cluster.servers()[1].restart();
+    kept.wait_for_redis().await;
 }
