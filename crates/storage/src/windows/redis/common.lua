@@ -21,6 +21,11 @@ local function now_of(meta, stored)
   return now, clock
 end
 
+-- Keeps what is known of a group longer than any of its counters.
+local function keep(meta, now)
+  redis.call('PEXPIREAT', meta, now + 600000)
+end
+
 -- Forgets what has left a window. A window is a hash: `s` is the sum of all buckets, `o` a number
 -- that no bucket is below, `l` the last bucket, and each bucket has its number.
 local function load_window(key, width, before, now)
@@ -67,8 +72,9 @@ local function add(w, bucket, amount)
   w.last = math.max(w.last, bucket)
   redis.call('HSET', w.key, 's', w.sum, 'o', w.oldest, 'l', w.last)
   if is_later then
-    -- Twice as long as it counts, so that the time to live never decides.
-    redis.call('PEXPIRE', w.key, 2 * w.width * (w.before + 1) + 1000)
+    -- At a time of the counter's clock: by a time to live it would be forgotten too early after the
+    -- server's clock has gone back. Twice as late as it counts, so that this never decides.
+    redis.call('PEXPIREAT', w.key, w.now + 2 * w.width * (w.before + 1) + 1000)
   end
 end
 

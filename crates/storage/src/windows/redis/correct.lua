@@ -21,4 +21,5 @@ end
 if shortage > 0 then
   add(w, w.current, shortage)
 end
+keep(KEYS[1], now)
 return 1

@@ -22,7 +22,7 @@ if ARGV[1] ~= '' and ARGV[1] ~= marker and rests_until <= now then
   -- The caller was admitted here, and that is not known any more. Nobody may count on this group
   -- until what is forgotten would have left every window.
   redis.call('HSET', meta, 'c', now + ARGV[3])
-  redis.call('PEXPIRE', meta, 600000)
+  keep(meta, now)
   return { 2, clock, tonumber(ARGV[3]) }
 end
 if rests_until > now then
@@ -94,7 +94,7 @@ for _, c in ipairs(counters) do
       if c.version > (c.known_version or 0) then
         local state = string.format('%.0f %.0f %.0f', c.used, c.version, now + c.ttl)
         redis.call('HSET', c.key, ARGV[4], state)
-        redis.call('PEXPIRE', c.key, 2 * c.ttl)
+        redis.call('PEXPIREAT', c.key, now + 2 * c.ttl)
       end
     else
       used = c.others + c.used - 1
@@ -105,6 +105,5 @@ for _, c in ipairs(counters) do
   reply[#reply + 1] = c.is_over and 1 or 0
   reply[#reply + 1] = last
 end
--- Longer than any counter of the group lives.
-redis.call('PEXPIRE', meta, 600000)
+keep(meta, now)
 return reply

@@ -119,7 +119,8 @@ impl RedisWindows {
         let Some(name) = self.name(group) else {
             return;
         };
-        let mut call = Call::new(Script::Tell, vec![key_name::counter_name(&name, key)]);
+        let counter = key_name::counter_name(&name, key);
+        let mut call = Call::new(Script::Tell, vec![name, counter]);
         call.text(self.0.settings.boot.as_str())
             .number(used)
             .number(version)
