@@ -30,7 +30,7 @@ use secrecy::SecretString;
 pub use environment::Environment;
 use kind::{
     Address, DatabaseUrl, FSYNC_POLICIES, Filter, Folder, Integer, Key, Kind, LIMIT_MODES,
-    LOG_FORMATS, Millis, Networks, Origins,
+    LOG_FORMATS, Millis, Networks, Origins, REDIS_LOSSES, RedisPrefix, RedisUrl,
 };
 pub use kind::{AllowedOrigins, LimitMode, LogFormat};
 use layer::Layers;
@@ -38,6 +38,7 @@ pub(crate) use layer::is_open_to_others;
 pub use problem::{InvalidConfig, Place, Problem};
 pub use secret::{InvalidSecret, Secret32};
 use sluice_accounting::Fsync;
+use sluice_storage::windows::RedisLoss;
 use text::Setting;
 pub use text::reference;
 
@@ -240,6 +241,20 @@ settings! {
         instance_concurrency ["instance_concurrency"]: u64 = Integer::new(0, MOST, "requests"), 0;
         /// Whether these are enforced, or only counted and reported.
         instance_mode ["instance_mode"]: LimitMode = LIMIT_MODES, LimitMode::Enforce;
+        /// The Redis in which all instances count together: `redis://`, `redis-sentinel://` or
+        /// `redis-cluster://`, with `rediss` for TLS. Without it, each instance counts for itself.
+        redis_url ["redis_url"]: Option<SecretString> = RedisUrl, None;
+        /// What the names of the counters in Redis begin with; instances that count together have
+        /// the same.
+        redis_prefix ["redis_prefix"]: String = RedisPrefix, "sluice".to_owned();
+        /// How long a decision waits for Redis before the instance decides by itself.
+        redis_deadline ["redis_deadline_ms"]: Duration =
+            Millis { min: 1, max: 10_000 }, Duration::from_millis(20);
+        /// What happens while Redis does not answer: with `share` each instance admits its share of
+        /// every limit, with `deny` what has a limit is refused.
+        on_redis_loss ["on_redis_loss"]: RedisLoss = REDIS_LOSSES, RedisLoss::Share;
+        /// How many instances are reckoned with then at least; where the database knows of more, those.
+        min_instances ["min_instances"]: u32 = Integer::new(1, 100_000, "instances"), 1;
         /// Counters that are kept in memory for source addresses, and as many for all else; of those
         /// that have counted nothing for the longest time, the others go first.
         max_counters ["max_counters"]: usize = Integer::new(1_000, 100_000_000, "counters"), 100_000;

@@ -112,7 +112,11 @@ pub(crate) async fn metrics(State(worker): State<Arc<Worker>>) -> Response {
     let mut response = worker
         .app
         .metrics
-        .render(worker.app.ledger.stats(), &worker.app.health.report())
+        .render(
+            worker.app.ledger.stats(),
+            &worker.app.health.report(),
+            &worker.app.gate.status(),
+        )
         .into_response();
     response.headers_mut().insert(
         CONTENT_TYPE,

@@ -19,6 +19,7 @@ use prometheus_client::registry::Registry;
 use sluice_domain::route::{Endpoint, Protocol};
 use sluice_domain::usage::{Basis, Ending, TokenUsage};
 use sluice_storage::resolve::Attention;
+use sluice_storage::windows::WindowsStatus;
 use sluice_upstream_pool::UpstreamReport;
 
 use self::ledger::LedgerFigures;
@@ -331,9 +332,11 @@ impl Metrics {
         &self,
         ledger: &sluice_accounting::LedgerStats,
         upstreams: &[UpstreamReport],
+        windows: &WindowsStatus,
     ) -> String {
         self.ledger.take_over(ledger);
         let _turn = self.upstreams.take_over(upstreams);
+        self.windows.take_over(windows);
         let mut text = String::new();
         if let Err(error) = prometheus_client::encoding::text::encode(&mut text, &self.registry) {
             tracing::error!(%error, "metrics cannot be written");
@@ -363,7 +366,11 @@ mod tests {
                 ..TokenUsage::default()
             },
         );
-        let text = metrics.render(&sluice_accounting::LedgerStats::default(), &[]);
+        let text = metrics.render(
+            &sluice_accounting::LedgerStats::default(),
+            &[],
+            &WindowsStatus::default(),
+        );
         for line in [
             "http_requests_total{endpoint=\"chat_completions\",status=\"502\"} 1",
             "http_errors_total{endpoint=\"chat_completions\",status=\"502\"} 1",

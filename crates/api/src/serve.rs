@@ -21,7 +21,6 @@ use sluice_domain::id::{BootId, InstanceId};
 use sluice_domain::key::KeyHasher;
 use sluice_domain::ports::LedgerStore;
 use sluice_storage::secret::Vault;
-use sluice_storage::windows::{RedisLoss, Windows, WindowsOptions};
 use sluice_storage::{Backend, Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher, HealthRegistry};
 use tokio::runtime::Handle;
@@ -45,7 +44,7 @@ use crate::metrics::Metrics;
 use crate::relay::Board;
 use crate::server;
 use crate::snapshot::{Keeper, SnapshotFile, SnapshotKey};
-use crate::windows::Gate;
+use crate::windows::{Gate, counting};
 
 use self::begin::{begin, join};
 
@@ -148,11 +147,8 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         Arc::clone(&metrics),
     );
     grants.import(begun.grants);
-    let windows = Windows::new(WindowsOptions {
-        max_counters: config.limits.max_counters,
-        redis: None,
-        on_redis_loss: RedisLoss::Share,
-    });
+    let windows = counting::counters(&config.limits, identity.boot_id)
+        .context("limits.redis_url cannot be used")?;
     let gate = Gate::new(&config.limits, windows.clone(), clock, Arc::clone(&metrics));
     let keeper = file.map(|file| Keeper::new(file, config.snapshot.max_keys));
     let max_drains = config.relay.max_drains;
@@ -184,10 +180,13 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     background.spawn(follower.run(stopped.clone()));
     background.spawn(keep_calendar(Arc::clone(&app), stopped.clone()));
     background.spawn(watch_database(Arc::clone(&app), stopped.clone()));
-    let counting = stopped.clone();
-    background.spawn(async move {
-        counting.run_until_cancelled(windows.keep()).await;
-    });
+    counting::rank(&app, &windows, identity.instance_id).await;
+    background.spawn(counting::keep(
+        Arc::clone(&app),
+        windows,
+        identity.instance_id,
+        stopped.clone(),
+    ));
     let folder = Arc::new(folder);
     if !app.ledger.is_claimed() {
         let (app, folder) = (Arc::clone(&app), Arc::clone(&folder));

@@ -8,8 +8,9 @@
 //! A request that no limit concerns pays for none of this: nothing is allocated, no lock is taken.
 //!
 //! Modules in reading order: `pass` (what a request has taken), `refusal` (what is said to those
-//! that are over), `shown` (headers), `queue` (waiting instead of being refused).
+//! that are over), `shown` (headers), `queue` (waiting instead of being refused), [`counting`] (where it is counted).
 
+pub(crate) mod counting;
 mod pass;
 mod queue;
 mod refusal;
@@ -281,15 +282,10 @@ fn asks_of(grant: &Grant, asked: Asked<'_>) -> Vec<WindowAsk> {
     };
     let payer = grant.payer();
     let mut asks = Vec::with_capacity(2 * WindowKind::ALL.len());
-    let mut ask = |limits: &WindowLimits, subject: WindowSubject| match asked.tokens {
-        Some(tokens) => limits.ask(&subject, tokens, &mut asks),
-        None => {
-            let without_tokens = WindowLimits {
-                tpm: None,
-                ..*limits
-            };
-            without_tokens.ask(&subject, 0, &mut asks);
-        }
+    let mut ask = |limits: &WindowLimits, subject: WindowSubject| {
+        let tpm = limits.tpm.filter(|_| asked.tokens.is_some());
+        let limits = WindowLimits { tpm, ..*limits };
+        limits.ask(&subject, asked.tokens.unwrap_or(0), &mut asks);
     };
     ask(&limits.key, WindowSubject::ProxyKey(payer.key_id));
     if let Some((model, of_model)) = asked.model.and_then(|m| limits.models.get_key_value(m)) {

@@ -41,6 +41,7 @@ use sluice_domain::ports::{
 use sluice_domain::quota::{CounterBalance, CounterKey, Lease};
 use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
+use sluice_domain::window::InstanceRank;
 
 use crate::error::Failure;
 use crate::storage::Storage;
@@ -143,6 +144,19 @@ impl LedgerStore for Storage {
 }
 
 impl Storage {
+    /// Returns how many instances were heard of lately, the asked one included, and how many of the
+    /// others come before it.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn instance_rank(
+        &self,
+        instance_id: InstanceId,
+        now: UnixMillis,
+    ) -> Result<InstanceRank, StoreError> {
+        reading!(self, rank_live(instance_id, now))
+    }
+
     /// Posts records that are all new; anything else is [`Failure::NotAllNew`], and nothing is done.
     async fn post_new(
         &self,

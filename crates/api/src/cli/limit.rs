@@ -118,10 +118,9 @@ impl LimitArgs {
         ]
         .into_iter()
         .filter_map(|(kind, given)| {
-            let limit = given?.0.map(|Most(limit)| match dry_run {
-                true => limit.dry_run(),
-                false => limit,
-            });
+            let limit = given?
+                .0
+                .map(|Most(limit)| if dry_run { limit.dry_run() } else { limit });
             Some(LimitChange { kind, limit })
         })
         .collect()

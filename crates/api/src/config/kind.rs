@@ -1,6 +1,7 @@
 //! Kinds of settings: how each is read from text or TOML, checked and shown.
 
 mod list;
+mod redis;
 
 use std::marker::PhantomData;
 use std::net::SocketAddr;
@@ -9,11 +10,13 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 use sluice_accounting::Fsync;
+use sluice_storage::windows::RedisLoss;
 use tracing_subscriber::EnvFilter;
 use zeroize::Zeroizing;
 
 pub use self::list::AllowedOrigins;
 pub(super) use self::list::{Networks, Origins};
+pub(super) use self::redis::{RedisPrefix, RedisUrl};
 use super::secret::Secret32;
 use super::text::Shown;
 
@@ -334,6 +337,9 @@ pub(super) const LIMIT_MODES: Choice<LimitMode> = Choice(&[
     ("enforce", LimitMode::Enforce),
     ("dry_run", LimitMode::DryRun),
 ]);
+
+pub(super) const REDIS_LOSSES: Choice<RedisLoss> =
+    Choice(&[("share", RedisLoss::Share), ("deny", RedisLoss::Deny)]);
 
 impl<T: Copy + PartialEq> Kind for Choice<T> {
     type Value = T;

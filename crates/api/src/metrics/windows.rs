@@ -1,6 +1,7 @@
 //! The figures of window limits: what was decided, and who waited.
 
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -8,6 +9,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use sluice_domain::window::{WindowKey, WindowKind, WindowScope};
+use sluice_storage::windows::{NodeMode, WindowsStatus};
 
 use crate::windows::QueueOutcome;
 
@@ -22,6 +24,37 @@ struct DecisionLabel {
 struct QueueLabel {
     outcome: &'static str,
 }
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ServerLabel {
+    server: String,
+}
+
+type Total = Counter<u64, AtomicU64>;
+type TotalFigure = (&'static str, &'static str, fn(&WindowsStatus) -> u64);
+
+const TOTAL: [TotalFigure; 4] = [
+    (
+        "sluice_window_redis_decisions",
+        "Decisions that were made in Redis",
+        |status| status.redis_decisions,
+    ),
+    (
+        "sluice_window_local_decisions",
+        "Decisions that an instance made by itself although there is a Redis",
+        |status| status.local_decisions,
+    ),
+    (
+        "sluice_window_displaced_counters",
+        "Counters that had to make room while they still counted; limits.max_counters is too low",
+        |status| status.displaced,
+    ),
+    (
+        "sluice_window_lost_corrections",
+        "Corrections of tokens that could not be sent to Redis",
+        |status| status.lost_corrections,
+    ),
+];
 
 /// How many scopes, kinds and outcomes there are.
 const SCOPES: usize = 6;
@@ -51,6 +84,9 @@ pub(crate) struct WindowFigures {
     decisions: Family<DecisionLabel, Counter>,
     handles: [[[OnceLock<Counter>; OUTCOMES]; KINDS]; SCOPES],
     waits: Family<QueueLabel, Counter>,
+    totals: [Total; TOTAL.len()],
+    counters: Gauge,
+    servers: Family<ServerLabel, Gauge>,
     /// Requests that wait for room.
     pub(crate) queued: Gauge,
 }
@@ -75,11 +111,48 @@ impl WindowFigures {
             "Requests that wait for room in their window limits",
             queued.clone(),
         );
+        let counters = Gauge::default();
+        registry.register(
+            "sluice_window_counters",
+            "Counters of window limits in memory",
+            counters.clone(),
+        );
+        let servers = Family::default();
+        registry.register(
+            "sluice_window_redis_up",
+            "Whether decisions are made in a Redis server, 1 or 0",
+            servers.clone(),
+        );
         Self {
+            totals: TOTAL.map(|(name, help, _)| {
+                let total = Total::default();
+                registry.register(name, help, total.clone());
+                total
+            }),
+            counters,
+            servers,
             decisions,
             handles: [const { [const { [const { OnceLock::new() }; OUTCOMES] }; KINDS] }; SCOPES],
             waits,
             queued,
+        }
+    }
+
+    /// Takes over how the counters stand.
+    pub(super) fn take_over(&self, status: &WindowsStatus) {
+        for (total, (_, _, read)) in self.totals.iter().zip(TOTAL) {
+            total.inner().store(read(status), Ordering::Relaxed);
+        }
+        let counters = i64::try_from(status.counters).unwrap_or(i64::MAX);
+        self.counters.set(counters);
+        // Servers come and go.
+        self.servers.clear();
+        for node in &status.nodes {
+            let label = ServerLabel {
+                server: node.server.clone(),
+            };
+            let is_up = i64::from(node.mode == NodeMode::Redis);
+            self.servers.get_or_create_owned(&label).set(is_up);
         }
     }
 

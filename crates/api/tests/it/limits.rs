@@ -2,6 +2,7 @@
 
 mod headers;
 mod queue;
+mod redis;
 mod sdks;
 mod settings;
 mod slots;

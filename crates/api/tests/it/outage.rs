@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use sluice_domain::time::UnixMillis;
 use sluice_storage::Storage;
 use sluice_storage::resolve::{Resolved, Settlement};
@@ -593,6 +593,38 @@ async fn a_key_that_changes_stays_known_with_its_change() {
         assert!(Instant::now() < deadline);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+/// Limits are known without the database as well, also to an instance that starts meanwhile.
+#[tokio::test]
+async fn window_limits_hold_after_a_restart_without_the_database() {
+    let Some(outage) = Outage::new() else { return };
+    let key = outage.deployment.key.clone();
+    let run = outage.start(&[]);
+    assert_eq!(run.ask(&key).await.status(), 200);
+    outage.wait_for_keys(1).await;
+    let set = ["limit", "set", "--tenant", "acme", "--user", "ann"];
+    outage.deployment.run(&[&set[..], &["--rpm", "2"]].concat());
+    let expected = json!([["rpm", 2, false]]);
+    let deadline = Instant::now() + PATIENCE;
+    while outage.wait_for_keys(1).await["users"][0]["windows"] != expected {
+        assert!(
+            Instant::now() < deadline,
+            "the limit is not in the snapshot"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    outage.proxy.set(Mode::Refuse);
+    run.process.kill();
+    let run = outage.start(&[]);
+    for status in [200, 200, 429, 429] {
+        let answer = run.ask(&key).await;
+        assert_eq!(answer.status(), status, "{}", answer.json());
+    }
+    assert_eq!(
+        run.ask(&key).await.json()["error"]["code"],
+        "rate_limit_exceeded"
+    );
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 //! Instances: claimed, found, heard of.
 
+use std::num::NonZeroU32;
+
 use sluice_domain::id::TenantId;
 use sluice_domain::id::{BootId, InstanceId};
 use sluice_domain::ports::{Guard, InstanceRow, InstanceState, StoreError};
 use sluice_domain::quota::{Amounts, CounterKey, Lease};
 use sluice_domain::time::UnixMillis;
+use sluice_domain::window::InstanceRank;
 use sqlx::FromRow;
 use uuid::Uuid;
 
@@ -26,6 +29,9 @@ statements! {
         WHERE instance_id = $1 AND boot_id = $2 AND seq = $3 AND state <> 'closed'";
     COUNT_LIVE = "SELECT COUNT(*) FROM instances \
         WHERE state = 'live' AND heartbeat_at_ms > $2 AND instance_id <> $1";
+    RANK_LIVE = "SELECT COUNT(*), \
+            CAST(COALESCE(SUM(CASE WHEN instance_id < $1 THEN 1 ELSE 0 END), 0) AS BIGINT) \
+        FROM instances WHERE state = 'live' AND heartbeat_at_ms > $2 AND instance_id <> $1";
     LIST_LEASES = "SELECT c.tenant_id, c.scope, c.scope_id, c.period, l.held_tokens AS tokens, l.held_nano AS nano \
         FROM leases l JOIN counters c ON c.counter_id = l.counter_id \
         WHERE l.instance_id = $1 AND (l.held_tokens <> 0 OR l.held_nano <> 0)";
@@ -183,6 +189,22 @@ on_both! {
             .fetch_one(&mut *self.conn)
             .await?;
         Ok(u32::try_from(others).unwrap_or(u32::MAX).saturating_add(1))
+    }
+
+    pub(crate) async fn rank_live(
+        &mut self,
+        instance_id: InstanceId,
+        now: UnixMillis,
+    ) -> Result<InstanceRank, Failure> {
+        let since = now.0.saturating_sub(LIVE_FOR_MS);
+        let (others, before): (i64, i64) = sql_as!(RANK_LIVE, instance_id.as_uuid(), since)
+            .fetch_one(&mut *self.conn)
+            .await?;
+        let number = |count: i64| u32::try_from(count).unwrap_or(u32::MAX);
+        Ok(InstanceRank {
+            instances: NonZeroU32::MIN.saturating_add(number(others)),
+            rank: number(before),
+        })
     }
 
     pub(crate) async fn heartbeat(&mut self, guard: Guard, now: UnixMillis) -> Result<(), Failure> {

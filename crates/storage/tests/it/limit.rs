@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
 use sluice_domain::limit::{KeyLimits, LimitTarget, SetLimit};
-use sluice_domain::ports::StoreError;
+use sluice_domain::ports::{LedgerStore as _, StoreError};
 use sluice_domain::quota::ScopeKind;
 use sluice_domain::tenant::EntityState;
+use sluice_domain::time::UnixMillis;
 use sluice_domain::window::{LARGEST_LIMIT, WindowKind, WindowLimit, WindowLimits};
 use sluice_storage::feed::Change;
 use sluice_storage::limit::LimitChange;
@@ -175,7 +176,33 @@ async fn what_is_deleted_gets_no_limit(database: &Database) {
     assert!(!set(database, &account, &key, &[to(WindowKind::Rpm, 1)]).await);
 }
 
+/// What a share of a limit is, when each instance decides by itself.
+async fn instances_know_their_rank_among_those_that_live(database: &Database) {
+    let storage = &database.storage;
+    let mut guards = Vec::new();
+    for _ in 0..3 {
+        guards.push(database.instance().await);
+    }
+    // Ids of one millisecond have an order as well.
+    guards.sort_by_key(|guard| guard.instance_id.as_uuid());
+    let rank = async |at: usize, now| {
+        let found = storage.instance_rank(guards[at].instance_id, now).await;
+        let found = found.unwrap();
+        (found.instances.get(), found.rank)
+    };
+    for (at, expected) in [(0, (3, 0)), (1, (3, 1)), (2, (3, 2))] {
+        assert_eq!(rank(at, NOW).await, expected);
+    }
+    // The first is not heard of any more; whoever asks is there.
+    let later = UnixMillis(NOW.0 + 60_000);
+    assert_eq!(rank(2, later).await, (1, 0));
+    storage.heartbeat(guards[1], later).await.unwrap();
+    assert_eq!(rank(2, later).await, (2, 1));
+    assert_eq!(rank(1, later).await, (1, 0));
+}
+
 on_both! {
+    instances_know_their_rank_among_those_that_live,
     a_grant_holds_the_limits_of_all_its_scopes,
     what_is_not_changed_stays,
     every_change_is_told_by_the_feed,

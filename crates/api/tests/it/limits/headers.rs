@@ -27,7 +27,7 @@ async fn answers_tell_the_tightest_limit_and_what_is_left() {
         assert_eq!(number(&answer, "x-ratelimit-limit-requests"), 2);
         assert_eq!(number(&answer, "x-ratelimit-remaining-requests"), left);
         let reset = answer.header("x-ratelimit-reset-requests").unwrap();
-        assert!(reset.starts_with("1m") || reset.starts_with("5"), "{reset}");
+        assert!(reset.starts_with("1m") || reset.starts_with('5'), "{reset}");
         assert_eq!(number(&answer, "x-ratelimit-limit-tokens"), 10_000_000);
         assert!(number(&answer, "x-ratelimit-remaining-tokens") < 10_000_000);
         assert!(answer.header("x-ratelimit-reset-tokens").is_some());

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use crate::deployment::{Backend, Deployment, PATIENCE, Relay, chat, figure};
 
+use super::slots::send_with;
 use super::{ask, assert_refused, limit};
 
 const QUEUED: &str = "sluice_window_queued";
@@ -33,9 +34,7 @@ async fn occupy(relay: &Relay) -> (HttpClient, Gate) {
     relay
         .upstream()
         .script(Script::new().words(3).wait_before_head(&gate));
-    let client = send(relay, 1).await;
-    wait_for_figure(relay, "sluice_ledger_open_holds", 1).await;
-    (client, gate)
+    (send_with(relay, relay.key(), &chat(1)).await, gate)
 }
 
 /// Sends a request whose prompt has so many words.

@@ -133,10 +133,7 @@ impl Keys {
 #[track_caller]
 fn assert_waited(sdk: &Value, call: &Value) -> usize {
     let tries = call["tries"].as_array().unwrap();
-    for pair in tries.windows(2) {
-        let [before, after] = pair else {
-            unreachable!()
-        };
+    for (before, after) in tries.iter().zip(&tries[1..]) {
         assert_eq!(before["status"], 429, "{sdk}: {call}");
         let asked = before["retry_after_ms"].as_f64().unwrap();
         let waited = after["sent_ms"].as_f64().unwrap() - before["answered_ms"].as_f64().unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use sluice_testkit::{Gate, HttpClient, Request, Script, call};
 
 use crate::deployment::{Backend, Deployment, PATIENCE, Relay, chat, figure, streamed_chat};
@@ -29,13 +30,21 @@ fn one_at_a_time() -> Relay {
     deployment.start()
 }
 
-/// Waits until a request has come to the provider.
-async fn wait_until_open(relay: &Relay) {
-    let began = tokio::time::Instant::now();
-    while figure(relay.address, "sluice_ledger_open_holds").await == 0 {
-        assert!(began.elapsed() < PATIENCE);
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+/// Sends a request and waits until it has come to the provider.
+pub(super) async fn send_with(relay: &Relay, key: &str, body: &Value) -> HttpClient {
+    let before = relay.upstream().served().len();
+    let mut client = HttpClient::connect(relay.address).await.unwrap();
+    let request = Request::post("/v1/chat/completions", body).key(key);
+    client.send(&request).await.unwrap();
+    let come = relay
+        .upstream()
+        .wait_for(|served| served.len() > before, PATIENCE);
+    come.await;
+    client
+}
+
+async fn send(relay: &Relay, body: &Value) -> HttpClient {
+    send_with(relay, relay.key(), body).await
 }
 
 #[tokio::test]
@@ -46,10 +55,7 @@ async fn a_second_request_is_refused_while_the_first_is_open() {
         relay
             .upstream()
             .script(Script::new().words(3).wait_before_head(&gate));
-        let mut client = HttpClient::connect(relay.address).await.unwrap();
-        let request = Request::post("/v1/chat/completions", &body).key(relay.key());
-        client.send(&request).await.unwrap();
-        wait_until_open(&relay).await;
+        let mut client = send(&relay, &body).await;
         for _ in 0..3 {
             let refused = ask(&relay, relay.key()).await;
             assert_refused(
@@ -104,10 +110,7 @@ async fn every_ending_gives_its_slot_back() {
             None => script.wait_before_head(&gate),
             Some(at) => script.wait_at(at, &gate),
         });
-        let mut client = HttpClient::connect(relay.address).await.unwrap();
-        let request = Request::post("/v1/chat/completions", &streamed_chat(2)).key(relay.key());
-        client.send(&request).await.unwrap();
-        wait_until_open(&relay).await;
+        let mut client = send(&relay, &streamed_chat(2)).await;
         if at.is_some() {
             assert_eq!(client.read_head().await.unwrap().status, 200);
             client.next_event().await.unwrap();
@@ -122,10 +125,7 @@ async fn every_ending_gives_its_slot_back() {
     relay
         .upstream()
         .script(Script::new().words(3).wait_before_head(&gate));
-    let mut client = HttpClient::connect(relay.address).await.unwrap();
-    let request = Request::post("/v1/chat/completions", &chat(2)).key(relay.key());
-    client.send(&request).await.unwrap();
-    wait_until_open(&relay).await;
+    let mut client = send(&relay, &chat(2)).await;
     assert_eq!(ask(&relay, relay.key()).await.status(), 429);
     gate.open();
     client.read_head().await.unwrap();
@@ -140,11 +140,7 @@ async fn an_answer_that_is_read_without_its_client_keeps_its_slot() {
     relay
         .upstream()
         .script(Script::new().words(3).wait_before_head(&gate));
-    let mut client = HttpClient::connect(relay.address).await.unwrap();
-    let request = Request::post("/v1/chat/completions", &chat(2)).key(relay.key());
-    client.send(&request).await.unwrap();
-    wait_until_open(&relay).await;
-    drop(client);
+    drop(send(&relay, &chat(2)).await);
     let began = tokio::time::Instant::now();
     while figure(relay.address, "sluice_connections").await > 1 {
         assert!(began.elapsed() < PATIENCE);
