@@ -231,3 +231,121 @@ fn comes_back_early(asks: &[WindowAsk], refusal: &WindowRefusal) -> bool {
 fn may_fit_within(time: Duration, asks: &[WindowAsk], refusal: &WindowRefusal) -> bool {
     refusal.retry_after <= time || comes_back_early(asks, refusal)
 }
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+    use sluice_domain::id::UserId;
+    use sluice_domain::window::{WindowKey, WindowLimit, WindowStanding, WindowSubject};
+    use uuid::Uuid;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_mins(1);
+
+    fn queues(most: usize) -> Arc<Queues> {
+        Arc::new(Queues::new(PATIENCE, most, Metrics::new()))
+    }
+
+    fn payer(key: u128, tenant: u128) -> Payer {
+        Payer {
+            tenant_id: TenantId::from_uuid(Uuid::from_u128(tenant)),
+            user_id: UserId::from_uuid(Uuid::from_u128(9)),
+            key_id: ProxyKeyId::from_uuid(Uuid::from_u128(key)),
+        }
+    }
+
+    /// A decision that a limit of this kind has refused for so long.
+    fn refused(kind: WindowKind, retry_after: Duration) -> (Vec<WindowAsk>, WindowRefusal) {
+        let ask = WindowAsk {
+            key: WindowKey {
+                subject: WindowSubject::Instance,
+                kind,
+            },
+            limit: WindowLimit::new(1).unwrap(),
+            amount: 1,
+        };
+        let standing = WindowStanding {
+            most: 1,
+            used: 1,
+            resets_in: retry_after,
+            is_over: true,
+        };
+        let refusal = WindowRefusal {
+            which: 0,
+            standings: vec![standing],
+            retry_after,
+        };
+        (vec![ask], refusal)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_is_woken_by_what_its_tenant_gives_back() {
+        let queues = queues(10);
+        let began = Instant::now();
+        let mut turn = queues.join(payer(1, 1), began + PATIENCE).await.unwrap();
+        let (asks, refusal) = refused(WindowKind::Concurrency, Duration::from_secs(1));
+        queues.freed(payer(2, 1).tenant_id);
+        assert!(turn.wait(&asks, &refusal).await);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // Another tenant gives back nothing that it could use.
+        queues.freed(payer(3, 2).tenant_id);
+        assert!(turn.wait(&asks, &refusal).await);
+        assert!(began.elapsed() >= LOOK_AGAIN, "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn turns_come_in_the_order_of_arrival_and_keys_do_not_wait_for_each_other() {
+        let queues = queues(10);
+        let until = Instant::now() + PATIENCE;
+        let first = queues.join(payer(1, 1), until).await.unwrap();
+        assert!(!queues.is_first(payer(1, 1).key_id));
+        let mut second = Box::pin(queues.join(payer(1, 1), until));
+        let mut third = Box::pin(queues.join(payer(1, 1), until));
+        assert!((&mut second).now_or_never().is_none());
+        assert!((&mut third).now_or_never().is_none());
+        assert!(queues.is_first(payer(2, 1).key_id));
+        drop(queues.join(payer(2, 1), until).await.unwrap());
+        drop(first);
+        assert!((&mut third).now_or_never().is_none());
+        let second = second.await.unwrap();
+        drop(second);
+        drop(third.await.unwrap());
+        assert!(queues.is_first(payer(1, 1).key_id));
+        assert_eq!(queues.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_longer_than_it_may_or_in_vain() {
+        let queues = queues(2);
+        let until = Instant::now() + PATIENCE;
+        let mut first = queues.join(payer(1, 1), until).await.unwrap();
+        // The second waits for its turn until its time is over; a third finds no place.
+        let mut second = Box::pin(queues.join(payer(1, 1), until));
+        assert!((&mut second).now_or_never().is_none());
+        assert!(queues.join(payer(2, 1), until).await.is_none());
+        assert!(second.await.is_none());
+        assert_eq!(Instant::now(), until);
+        let (asks, refusal) = refused(WindowKind::Concurrency, Duration::from_secs(1));
+        assert!(!first.wait(&asks, &refusal).await, "its time is over");
+        drop(first);
+
+        let until = Instant::now() + PATIENCE;
+        let mut turn = queues.join(payer(1, 1), until).await.unwrap();
+        for (kind, seconds, helps) in [
+            (WindowKind::Rpm, 61, false),
+            (WindowKind::Rpm, 20, true),
+            (WindowKind::Tpm, 61, true),
+        ] {
+            let (asks, refusal) = refused(kind, Duration::from_secs(seconds));
+            assert_eq!(turn.wait(&asks, &refusal).await, helps, "{kind} {seconds}");
+        }
+    }
+
+    #[test]
+    fn without_patience_nobody_waits() {
+        let queues = Queues::new(Duration::ZERO, 10, Metrics::new());
+        let (asks, refusal) = refused(WindowKind::Concurrency, Duration::ZERO);
+        assert!(!queues.is_worth_waiting(&asks, &refusal));
+    }
+}
