@@ -1,12 +1,11 @@
 //! How limits stand, in the headers that clients of each API read.
 
-use std::fmt::Write as _;
-
 use http::header::HeaderName;
 use http::{HeaderMap, HeaderValue};
 use sluice_domain::route::Protocol;
 use sluice_domain::time::UnixMillis;
 use sluice_domain::window::{WindowAsk, WindowKind, WindowScope, WindowStanding};
+use smallvec::SmallVec;
 
 /// Limit, remaining and reset; of requests, then of tokens.
 type Names = [[HeaderName; 3]; 2];
@@ -141,15 +140,17 @@ impl ShownLimits {
             Protocol::OpenAi => &OPEN_AI,
             Protocol::Anthropic => &ANTHROPIC,
         };
+        // At once: to grow is dearer than to insert.
+        headers.reserve(names.len() * 3);
         for ([limit, remaining, reset], row) in names.iter().zip([self.requests, self.tokens]) {
             let Some(row) = row else { continue };
-            let reset_text = match protocol {
-                Protocol::OpenAi => go_duration(row.resets_at.since(now)),
-                Protocol::Anthropic => whole_second(row.resets_at),
+            let resets = match protocol {
+                Protocol::OpenAi => HeaderValue::from_bytes(&go_duration(row.resets_at.since(now))),
+                Protocol::Anthropic => HeaderValue::try_from(whole_second(row.resets_at)),
             };
             headers.insert(limit.clone(), HeaderValue::from(row.limit));
             headers.insert(remaining.clone(), HeaderValue::from(row.remaining));
-            if let Ok(value) = HeaderValue::try_from(reset_text) {
+            if let Ok(value) = resets {
                 headers.insert(reset.clone(), value);
             }
         }
@@ -163,26 +164,47 @@ impl ShownLimits {
 ///
 /// # Source
 /// OpenAI's documentation of rate limits, "Rate limits in headers" (read 2026-11).
-fn go_duration(millis: i64) -> String {
-    if millis <= 0 {
-        return "0s".to_owned();
+fn go_duration(millis: i64) -> Text {
+    let mut text = Text::new();
+    let millis = millis.max(0).unsigned_abs();
+    if (1..1_000).contains(&millis) {
+        put_digits(&mut text, millis, 1);
+        text.extend_from_slice(b"ms");
+        return text;
     }
-    if millis < 1_000 {
-        return format!("{millis}ms");
-    }
-    let (minutes, seconds, rest) = (millis / 60_000, millis / 1_000 % 60, millis % 1_000);
-    let mut text = String::new();
+    let (minutes, seconds, mut rest) = (millis / 60_000, millis / 1_000 % 60, millis % 1_000);
     if minutes > 0 {
-        // Writing to a string cannot fail.
-        let _infallible = write!(text, "{minutes}m");
+        put_digits(&mut text, minutes, 1);
+        text.push(b'm');
     }
-    let _infallible = write!(text, "{seconds}");
+    put_digits(&mut text, seconds, 1);
     if rest > 0 {
-        let fraction = format!("{rest:03}");
-        let _infallible = write!(text, ".{}", fraction.trim_end_matches('0'));
+        let mut width = 3;
+        while rest.is_multiple_of(10) {
+            rest /= 10;
+            width -= 1;
+        }
+        text.push(b'.');
+        put_digits(&mut text, rest, width);
     }
-    text.push('s');
+    text.push(b's');
     text
+}
+
+/// A short text without an allocation: every answer to a limited request has two.
+type Text = SmallVec<[u8; 32]>;
+
+/// Adds a number with at least so many digits.
+fn put_digits(text: &mut Text, mut number: u64, width: usize) {
+    let start = text.len();
+    while number > 0 || text.len() - start < width {
+        // A remainder of ten is one digit.
+        text.push(b'0' + u8::try_from(number % 10).unwrap_or(0));
+        number /= 10;
+    }
+    if let Some(digits) = text.get_mut(start..) {
+        digits.reverse();
+    }
 }
 
 /// Returns an instant as Anthropic writes it: RFC 3339 in whole seconds, rounded up.
@@ -246,10 +268,12 @@ mod tests {
             (1_500, "1.5s"),
             (59_050, "59.05s"),
             (60_000, "1m0s"),
+            (60_005, "1m0.005s"),
             (172_800, "2m52.8s"),
             (360_000, "6m0s"),
         ] {
-            assert_eq!(go_duration(millis), text);
+            let written = go_duration(millis);
+            assert_eq!(str::from_utf8(&written), Ok(text));
         }
     }
 
