@@ -823,7 +823,33 @@ async fn caps_of_money_are_set_and_kept(database: &Database) {
     database.check().await;
 }
 
+async fn instances_have_a_rank_among_those_that_live(database: &Database) {
+    let mut guards = [
+        database.instance().await,
+        database.instance().await,
+        database.instance().await,
+    ];
+    guards.sort_by_key(|guard| guard.instance_id);
+    let rank = async |guard: &Guard, now: UnixMillis| {
+        let instance = guard.instance_id;
+        let rank = database.storage.instance_rank(instance, now).await.unwrap();
+        (rank.instances.get(), rank.rank)
+    };
+    for (at, guard) in (0..).zip(&guards) {
+        assert_eq!(rank(guard, NOW).await, (3, at));
+    }
+    // The first has not been heard of for long; the others have.
+    let later = UnixMillis(NOW.0 + 60_000);
+    for guard in &guards[1..] {
+        database.storage.heartbeat(*guard, later).await.unwrap();
+    }
+    assert_eq!(rank(&guards[2], later).await, (2, 1));
+    // One that nobody has heard of counts itself.
+    assert_eq!(rank(&guards[0], later).await, (3, 0));
+}
+
 on_both! {
+    instances_have_a_rank_among_those_that_live,
     a_lease_is_taken_and_given_back_in_both_units,
     what_does_not_fit_in_one_of_three_scopes_changes_nothing,
     without_a_cap_everything_fits,
