@@ -197,6 +197,11 @@ impl LocalWindows {
         self.0.hasher.hash_one(group) >> 1
     }
 
+    /// Returns how many counters there may be, of each kind.
+    pub(crate) fn max_counters(&self) -> usize {
+        self.0.max_counters
+    }
+
     /// Returns how many counters there are.
     pub fn len(&self) -> usize {
         self.0

@@ -171,6 +171,11 @@ impl RedisWindows {
     fn remember(&self, group: WindowGroup, marker: &str, now: Instant) {
         let until = now + self.0.settings.memory;
         let mut known = self.0.known.lock();
+        // A flood of addresses must not fill the memory. One that is not remembered is not missed
+        // when Redis has lost it; the loss of all is noticed in other ways.
+        if known.len() >= 2 * self.0.local.max_counters() && !known.contains_key(&group) {
+            return;
+        }
         let entry = known.entry(group).or_insert_with(|| Known {
             marker: String::new(),
             until,

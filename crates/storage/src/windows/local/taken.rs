@@ -216,7 +216,7 @@ impl LocalWindows {
     }
 
     /// Returns the slots of a counter that others should be told of now, with the number of this
-    /// state; `None` where they know of none.
+    /// state; `None` where there are none and they know of none.
     pub(crate) fn slots_to_tell(&self, group: WindowGroup, key: &WindowKey) -> Option<(u64, u64)> {
         let mut shard = self.shard(group).lock();
         let counter = shard.counters.get_mut(key)?;
@@ -230,31 +230,35 @@ impl LocalWindows {
             return None;
         };
         *is_listed = false;
-        let was_told = std::mem::replace(is_told, *used > 0);
         let used = *used;
-        was_told.then(|| (used, self.next_version()))
+        let was_told = std::mem::replace(is_told, used > 0);
+        (was_told || used > 0).then(|| (used, self.next_version()))
     }
 
-    /// Returns all counters whose slots others know of.
-    pub(crate) fn told_slots(&self) -> Vec<(WindowGroup, WindowKey)> {
-        let mut told = Vec::new();
+    /// Returns all counters with slots that others know of, or should: those that were taken while
+    /// Redis was away are among them.
+    pub(crate) fn slots_in_use(&self) -> Vec<(WindowGroup, WindowKey)> {
+        let mut in_use = Vec::new();
         for shard in &self.0.shards {
             let shard = shard.lock();
-            told.extend(
+            in_use.extend(
                 shard
                     .counters
                     .iter()
                     .filter_map(|(key, counter)| match counter.count {
                         Count::Slots {
                             group,
-                            is_told: true,
+                            used,
+                            is_told,
                             ..
-                        } => Some((group, key.clone())),
+                        } if group != WindowGroup::Instance && (is_told || used > 0) => {
+                            Some((group, key.clone()))
+                        }
                         _ => None,
                     }),
             );
         }
-        told
+        in_use
     }
 }
 

@@ -96,7 +96,7 @@ impl RedisWindows {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.tell(self.0.local.told_slots()).await;
+            self.tell(self.0.local.slots_in_use()).await;
             let now = Instant::now();
             let mut known = self.0.known.lock();
             known.retain(|_, known| known.until > now);

@@ -488,3 +488,39 @@ async fn one_server_of_a_cluster_that_is_lost_leaves_the_others() {
     cluster.servers()[1].restart();
     kept.wait_for_redis().await;
 }
+
+#[tokio::test]
+async fn slots_that_were_taken_without_redis_are_told_when_it_is_back() {
+    let Some(binary) = redis_server() else { return };
+    let server = RedisServer::start(&binary);
+    let link = Link::start(server.address());
+    let options = RedisOptions {
+        slots_expire: Duration::from_secs(3),
+        ..redis_options(&server.url())
+    };
+    let cut_off = Kept::start(
+        RedisOptions {
+            prefix: options.prefix.clone(),
+            slots_expire: options.slots_expire,
+            ..redis_options(&format!("redis://{}", link.address()))
+        },
+        RedisLoss::Share,
+    );
+    cut_off.wait_for_redis().await;
+    let other = instances(1, &options).await;
+    link.cut();
+    cut_off.wait_for_local().await;
+    let (group, ask) = (tenant(), ask(&key(), WindowKind::Concurrency, 1, 1));
+    let (_ticket, _) = admitted(cut_off.decide(group, std::slice::from_ref(&ask)).await);
+    link.restore();
+    cut_off.wait_for_redis().await;
+    // It asks nothing more; the other learns of its slot all the same.
+    let restored = Instant::now();
+    while matches!(
+        other[0].decide(group, std::slice::from_ref(&ask)).await,
+        WindowAnswer::Admitted { .. }
+    ) {
+        assert!(restored.elapsed() < Duration::from_secs(30));
+        sleep(Duration::from_millis(20)).await;
+    }
+}
