@@ -22,7 +22,7 @@ start_redis() {
             die "Redis did not start"
         fi
     done
-    export SLUICE_TEST_REDIS_URL="redis://:$password@127.0.0.1:$port"
+    export SLUICE_TEST_REDIS_URL="redis://default:$password@127.0.0.1:$port"
     note "started Redis $("$SLUICE_TEST_REDIS_SERVER" --version | sed 's/.*v=\([0-9.]*\).*/\1/') on port $port"
 }
 
