@@ -265,7 +265,8 @@ pub struct WindowStanding {
     /// The largest amount that is admitted in one window.
     pub most: u64,
     /// What counts against it now; includes what this decision took, and may exceed `most` by what
-    /// a correction added or a dry run let pass.
+    /// a correction added or a dry run let pass. Where only a share of the limit is to be had, the
+    /// rest counts as used.
     pub used: u64,
     /// How long it takes until nothing counts any more; zero for [`WindowKind::Concurrency`].
     pub resets_in: Duration,

@@ -141,12 +141,13 @@ impl LocalWindows {
         }
         let mut takings = Takings::new();
         for (ask, standing) in decision.asks.iter().zip(&mut standings) {
-            let amount = amount_within(ask, (terms.part)(ask.limit));
+            let most = (terms.part)(ask.limit);
+            let amount = amount_within(ask, most);
             let counter = self.counter(&mut shard, decision.group, &ask.key, now);
             if let Some(taken) = counter.take(&ask.key, now, amount, terms.is_to_be_sent) {
                 takings.push(taken);
             }
-            *standing = counter.stand(now, *standing);
+            *standing = counter.stand(now, most, ask.limit, *standing);
         }
         drop(shard);
         WindowAnswer::Admitted {

@@ -89,7 +89,7 @@ impl Counter {
         };
         let standing = WindowStanding {
             most: limit.most(),
-            used,
+            used: used.saturating_add(others(limit, most)),
             resets_in,
             is_over: !fits,
         };
@@ -122,18 +122,22 @@ impl Counter {
         }
     }
 
-    /// Returns the standing after something was taken.
-    pub(super) fn stand(&mut self, now: CounterTime, before: WindowStanding) -> WindowStanding {
-        match &mut self.count {
-            Count::Window { own, .. } => WindowStanding {
-                used: own.used(now),
-                resets_in: own.resets_in(now),
-                ..before
-            },
-            Count::Slots { used, .. } => WindowStanding {
-                used: *used,
-                ..before
-            },
+    /// Returns the standing after something was taken, where `most` of the limit is to be had here.
+    pub(super) fn stand(
+        &mut self,
+        now: CounterTime,
+        most: u64,
+        limit: WindowLimit,
+        before: WindowStanding,
+    ) -> WindowStanding {
+        let (used, resets_in) = match &mut self.count {
+            Count::Window { own, .. } => (own.used(now), own.resets_in(now)),
+            Count::Slots { used, .. } => (*used, Duration::ZERO),
+        };
+        WindowStanding {
+            used: used.saturating_add(others(limit, most)),
+            resets_in,
+            ..before
         }
     }
 
@@ -197,4 +201,9 @@ impl Counter {
         }
         *unsent = Some(Box::new(window));
     }
+}
+
+/// What is left to others: it counts as used, so that nobody is told of room that is not to be had.
+const fn others(limit: WindowLimit, most: u64) -> u64 {
+    limit.most().saturating_sub(most)
 }

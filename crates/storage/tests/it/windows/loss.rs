@@ -54,9 +54,15 @@ async fn without_redis_each_instance_has_its_share_and_the_rest_goes_to_the_firs
     server.kill();
     let mut admitted = Vec::new();
     let (group, ask) = (tenant(), ask(&key(), WindowKind::Rpm, 5, 1));
-    for instance in &all {
+    for (instance, share) in all.iter().zip([2, 2, 1]) {
         instance.wait_for_local().await;
-        admitted.push(instance.admitted(group, &ask, 8).await);
+        let answer = instance.decide(group, std::slice::from_ref(&ask)).await;
+        let (_ticket, standings) = self::admitted(answer);
+        assert_eq!(
+            (standings[0].most, standings[0].remaining()),
+            (5, share - 1)
+        );
+        admitted.push(1 + instance.admitted(group, &ask, 8).await);
     }
     assert_eq!(admitted, [2, 2, 1]);
 }
