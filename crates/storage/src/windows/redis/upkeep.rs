@@ -14,6 +14,8 @@ use crate::windows::local::millis;
 
 /// Slots in use are told so many times before they would expire.
 const TELL_PARTS: u32 = 3;
+/// How much later others learn that slots were given back; this instance knows at once.
+const TELL_AFTER: Duration = Duration::from_millis(10);
 /// How many corrections are under way at once.
 const AT_ONCE: usize = 256;
 
@@ -84,6 +86,8 @@ impl RedisWindows {
     async fn tell_changes(&self) {
         loop {
             self.0.local.slots_changed().await;
+            // Those of one counter that end meanwhile are one message.
+            tokio::time::sleep(TELL_AFTER).await;
             self.tell(self.0.local.take_changed()).await;
         }
     }
