@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 use std::hash::{Hash, Hasher};
 
+use foldhash::fast::RandomState;
 use sluice_domain::id::{UpstreamId, UpstreamKeyId};
 use sluice_domain::quota::{Payer, ScopeSet};
 use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
@@ -38,6 +39,8 @@ impl Hash for Common<'_> {
     fn hash<H: Hasher>(&self, state: &mut H) {
         self.payer.key_id.hash(state);
         self.requested_model.hash(state);
+        // One tenant may use any number of these at once.
+        self.upstream.and_then(|(_, key, _)| key).hash(state);
     }
 }
 
@@ -90,7 +93,7 @@ pub(crate) struct Kind<'r> {
 pub(crate) fn kinds<'r>(records: &[&'r NumberedRecord]) -> (Vec<Kind<'r>>, Vec<usize>) {
     let mut kinds: Vec<Kind<'r>> = Vec::new();
     let mut of = Vec::with_capacity(records.len());
-    let mut places: HashMap<Common<'r>, usize> = HashMap::new();
+    let mut places: HashMap<Common<'r>, usize, RandomState> = HashMap::default();
     // Neighbors are often of one kind, and comparing costs less than hashing.
     let mut last: Option<(Common<'r>, usize)> = None;
     for &numbered in records {
