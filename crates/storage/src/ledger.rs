@@ -30,10 +30,12 @@ pub(crate) use counters::{Move, scope_and_month};
 pub(crate) use guard::MAX_POST_NO;
 pub(crate) use instance::AmountRow;
 pub(crate) use kind_hash::KindContent;
+pub(crate) use kind_rows::Kinds;
 pub(crate) use late::{Entry, EntryKind};
 pub(crate) use sums::upstream_of_rollup;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use sluice_domain::id::{BootId, InstanceId};
 use sluice_domain::ports::{
     Guard, InstanceRow, LeasePolicy, LedgerStore, LockedCounter, PostMode, Posted, StoreError,
@@ -43,6 +45,7 @@ use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
 use sluice_domain::window::InstanceRank;
 
+use self::kind_rows::KindIds;
 use crate::error::Failure;
 use crate::storage::Storage;
 
@@ -58,6 +61,21 @@ statements! {
     LATEST_PERIOD = "SELECT period FROM periods WHERE tenant_id = $1 ORDER BY period DESC LIMIT 1";
 }
 
+/// What one transaction knows from those before it, and leaves to those after it.
+pub(crate) struct Lately<'s> {
+    callers: &'s Callers,
+    kinds: &'s Kinds,
+    /// The kinds that the transaction has met.
+    met: Mutex<KindIds>,
+}
+
+impl Lately<'_> {
+    /// Remembers what was met, once the transaction is committed.
+    fn committed(self) {
+        self.kinds.remember(self.met.into_inner());
+    }
+}
+
 #[async_trait]
 impl LedgerStore for Storage {
     async fn claim_instance(
@@ -67,6 +85,7 @@ impl LedgerStore for Storage {
         boot: BootId,
         now: UnixMillis,
     ) -> Result<InstanceRow, StoreError> {
+        self.kinds().forget();
         in_transaction!(self, claim_instance(instance_id, boots, boot, now))
     }
 
@@ -120,6 +139,7 @@ impl LedgerStore for Storage {
         leases: &[Lease],
         now: UnixMillis,
     ) -> Result<InstanceRow, StoreError> {
+        self.kinds().forget();
         in_transaction!(self, resync(guard, leases, now))
     }
 
@@ -157,6 +177,14 @@ impl Storage {
         reading!(self, rank_live(instance_id, now))
     }
 
+    fn lately(&self) -> Lately<'_> {
+        Lately {
+            callers: self.callers(),
+            kinds: self.kinds(),
+            met: Mutex::default(),
+        }
+    }
+
     /// Posts records that are all new; anything else is [`Failure::NotAllNew`], and nothing is done.
     async fn post_new(
         &self,
@@ -166,10 +194,15 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        in_transaction!(
+        let lately = self.lately();
+        let posted: Result<Posted, Failure> = in_transaction!(
             self,
-            post_new(guard, mode, records, in_flight, now, self.callers())
-        )
+            post_new(guard, mode, records, in_flight, now, &lately)
+        );
+        if posted.is_ok() {
+            lately.committed();
+        }
+        posted
     }
 
     /// Posts records of which some were there already.
@@ -181,10 +214,15 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        in_transaction!(
+        let lately = self.lately();
+        let posted: Result<Posted, Failure> = in_transaction!(
             self,
-            post_mixed(guard, mode, records, in_flight, now, self.callers())
-        )
+            post_mixed(guard, mode, records, in_flight, now, &lately)
+        );
+        if posted.is_ok() {
+            lately.committed();
+        }
+        posted
     }
 }
 

@@ -14,7 +14,7 @@ use sqlx::{ConnectOptions, PgPool, SqlitePool};
 use tracing::log::LevelFilter;
 
 use crate::error::{Failure, internal};
-use crate::ledger::Callers;
+use crate::ledger::{Callers, Kinds};
 
 /// How long a call waits for a connection of PostgreSQL.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,11 +100,12 @@ pub(crate) enum Pools {
 
 /// The database, behind operations that are atomic each.
 ///
-/// Cheap to clone; clones share their connections, and what is remembered of callers.
+/// Cheap to clone; clones share their connections, and what is remembered of callers and kinds.
 #[derive(Clone)]
 pub struct Storage {
     pools: Arc<Pools>,
     callers: Arc<Callers>,
+    kinds: Arc<Kinds>,
 }
 
 impl fmt::Debug for Storage {
@@ -189,6 +190,7 @@ impl Storage {
         Self {
             pools: Arc::new(pools),
             callers: Arc::new(Callers::new()),
+            kinds: Arc::new(Kinds::new()),
         }
     }
 
@@ -198,6 +200,10 @@ impl Storage {
 
     pub(crate) fn callers(&self) -> &Callers {
         &self.callers
+    }
+
+    pub(crate) fn kinds(&self) -> &Kinds {
+        &self.kinds
     }
 }
 

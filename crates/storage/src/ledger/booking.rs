@@ -9,13 +9,12 @@ use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
-use super::callers::Callers;
 use super::counters::{Counter, Counters, Move};
 use super::guard::Poster;
 use super::insert::Rows;
 use super::kind::kinds;
 use super::sums::{self, Charges, Entries};
-use super::{LATEST_PERIOD, OLDEST_OPEN_PERIOD};
+use super::{LATEST_PERIOD, Lately, OLDEST_OPEN_PERIOD};
 use crate::error::{Failure, corrupt, internal};
 use crate::group::{Group, Part};
 
@@ -115,7 +114,7 @@ on_both! {
         records: &[&NumberedRecord],
         in_flight: &[Lease],
         now: UnixMillis,
-        callers: &Callers,
+        lately: &Lately<'_>,
     ) -> Result<Posted, Failure> {
         if records.is_empty() {
             return Ok(Posted::default());
@@ -136,7 +135,7 @@ on_both! {
             })
             .collect();
         let rows = Rows { records, places: &places, kinds: &batch };
-        self.insert_records(poster, &rows, callers, now).await?;
+        self.insert_records(poster, &rows, lately, now).await?;
         let (moves, leases) = match mode {
             PostMode::Live => {
                 let moves = live_moves(&counters.found, &charges)?;

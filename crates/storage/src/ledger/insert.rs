@@ -6,7 +6,8 @@ use sluice_domain::record::{AttemptRecord, NumberedRecord, UsageRecord};
 use sluice_domain::time::UnixMillis;
 use uuid::Uuid;
 
-use super::callers::{Callers, Named};
+use super::Lately;
+use super::callers::Named;
 use super::guard::Poster;
 use super::kind::success;
 use super::kind_rows::KindIds;
@@ -131,12 +132,13 @@ on_both! {
         &mut self,
         poster: Poster,
         batch: &Rows<'_>,
-        callers: &Callers,
+        lately: &Lately<'_>,
         now: UnixMillis,
     ) -> Result<(), Failure> {
-        let kinds = self.ensure_kinds(poster, batch.kinds).await?;
-        let callers = callers.name(poster, batch.records);
+        let kinds = self.ensure_kinds(poster, batch.kinds, lately.kinds).await?;
+        let callers = lately.callers.name(poster, batch.records);
         let rows = batch.rows(poster, &kinds, &callers);
+        *lately.met.lock() = kinds;
         let rows = rows.ok_or_else(|| internal("a kind that was inserted is missing"))?;
         let failed = failed_attempts(batch.records);
         let passers = passers(batch.records);

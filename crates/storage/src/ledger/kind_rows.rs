@@ -1,8 +1,9 @@
 //! Kinds in the database: found by their hashes, and made where they are missing.
-//!
-//! What was found is not remembered: the database may go back.
 
 use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use quick_cache::unsync::Cache;
 
 use super::guard::Poster;
 use super::kind_hash::KindHash;
@@ -24,7 +25,45 @@ bulks! {
 }
 
 /// The ids of kinds that are in the database.
-pub(super) type KindIds = HashMap<KindHash, i64>;
+pub(crate) type KindIds = HashMap<KindHash, i64>;
+
+/// How many kinds are remembered.
+const REMEMBERED: usize = 8_192;
+
+/// The kinds that committed transactions of instances of this process have met lately.
+///
+/// The database may go back, and lose kinds. An instance notices by its guard: one that passes has
+/// its last transaction in the database, and with it all that this transaction met. Where a guard is
+/// set anew, everything must be forgotten before. Whoever removes kinds from the database must see to it
+/// that nobody remembers them.
+pub(crate) struct Kinds(Mutex<Cache<KindHash, i64>>);
+
+impl Kinds {
+    pub(crate) fn new() -> Self {
+        Self(Mutex::new(Cache::new(REMEMBERED)))
+    }
+
+    /// Remembers what a transaction has met that was committed.
+    pub(crate) fn remember(&self, met: KindIds) {
+        let mut known = self.0.lock();
+        for (hash, id) in met {
+            known.insert(hash, id);
+        }
+    }
+
+    /// Forgets everything.
+    pub(crate) fn forget(&self) {
+        self.0.lock().clear();
+    }
+
+    fn among(&self, kinds: &[Entries<'_>]) -> KindIds {
+        let known = self.0.lock();
+        let found = kinds
+            .iter()
+            .filter_map(|kind| Some((kind.hash, *known.get(&kind.hash)?)));
+        found.collect()
+    }
+}
 
 on_both! {
     /// Returns the ids of kinds, which are inserted where they are missing.
@@ -32,8 +71,15 @@ on_both! {
         &mut self,
         poster: Poster,
         kinds: &[Entries<'_>],
+        remembered: &Kinds,
     ) -> Result<KindIds, Failure> {
-        let mut known = self.find_kinds(kinds).await?;
+        let mut known = remembered.among(kinds);
+        let new: Vec<&Entries<'_>> =
+            kinds.iter().filter(|kind| !known.contains_key(&kind.hash)).collect();
+        if new.is_empty() {
+            return Ok(known);
+        }
+        known.extend(self.find_kinds(&new).await?);
         let mut missing: Vec<&Entries<'_>> =
             kinds.iter().filter(|kind| !known.contains_key(&kind.hash)).collect();
         if missing.is_empty() {
@@ -80,10 +126,11 @@ on_both! {
             return Ok(known);
         }
         // Another instance was faster.
-        self.find_kinds(kinds).await
+        known.extend(self.find_kinds(&missing).await?);
+        Ok(known)
     }
 
-    async fn find_kinds(&mut self, kinds: &[Entries<'_>]) -> Result<KindIds, Failure> {
+    async fn find_kinds(&mut self, kinds: &[&Entries<'_>]) -> Result<KindIds, Failure> {
         let found: Vec<(Vec<u8>, i64)> = self
             .fetch_bulk(&FIND_KINDS, kinds, Repeats::Allowed, |arguments, kind| {
                 row!(arguments, &kind.hash[..])

@@ -9,9 +9,8 @@ use sluice_domain::record::NumberedRecord;
 use sluice_domain::time::UnixMillis;
 use uuid::Uuid;
 
-use super::callers::Callers;
 use super::guard::{Numbers, Poster};
-use super::{COUNT_ROWS, LIST_POSTED, LIST_QUARANTINED};
+use super::{COUNT_ROWS, LIST_POSTED, LIST_QUARANTINED, Lately};
 use crate::bulk::Repeats;
 use crate::error::Failure;
 
@@ -84,12 +83,12 @@ on_both! {
         records: &[NumberedRecord],
         in_flight: &[Lease],
         now: UnixMillis,
-        callers: &Callers,
+        lately: &Lately<'_>,
     ) -> Result<Posted, Failure> {
         let numbers = Numbers::of(records)?;
         let poster = self.pass_guard(guard, mode, numbers, records.len(), now).await?;
         let all: Vec<&NumberedRecord> = records.iter().collect();
-        self.book(poster, mode, &all, in_flight, now, callers).await
+        self.book(poster, mode, &all, in_flight, now, lately).await
     }
 
     pub(crate) async fn post_mixed(
@@ -99,13 +98,13 @@ on_both! {
         records: &[NumberedRecord],
         in_flight: &[Lease],
         now: UnixMillis,
-        callers: &Callers,
+        lately: &Lately<'_>,
     ) -> Result<Posted, Failure> {
         let numbers = Numbers::of(records)?;
         let poster = self.pass_guard(guard, mode, numbers, 0, now).await?;
         let known = self.find_known(poster, records, numbers).await?;
         let sorted = known.sort(poster, records);
-        let mut posted = self.book(poster, mode, &sorted.new, in_flight, now, callers).await?;
+        let mut posted = self.book(poster, mode, &sorted.new, in_flight, now, lately).await?;
         for (numbered, reason) in &sorted.refused {
             let moved = self.set_aside(guard.instance_id, mode, numbered, reason, now).await?;
             posted.counters.extend(moved);

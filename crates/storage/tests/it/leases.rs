@@ -684,6 +684,40 @@ async fn what_a_database_lost_is_leased_and_posted_again(database: &Database) {
     database.check().await;
 }
 
+/// What records share is remembered, and must not be where the database has lost it.
+async fn what_records_share_is_stored_again_where_a_database_lost_it(database: &Database) {
+    let account = database.account("acme").await;
+    let tenant = account.counter(TENANT);
+    let mut one = database.instance().await;
+    database.lease(&mut one, &[tenant], tenfold(300)).await;
+    database.keep().await;
+    let lost = account.held_records(1, 2, &[TENANT]);
+    post(database, &mut one, &lost[..1], &[]).await;
+    post(database, &mut one, &lost[1..], &[]).await;
+    let kinds = "SELECT COUNT(*) FROM record_kinds";
+    assert_eq!(database.number(kinds).await, 1);
+    database.go_back().await;
+    assert_eq!(database.number(kinds).await, 0);
+    let held = [Lease {
+        key: tenant,
+        held: tenfold(300),
+    }];
+    let row = database.storage.resync(one, &held, NOW).await.unwrap();
+    one.seq = row.seq;
+    assert_eq!(post(database, &mut one, &lost, &[]).await.inserted, 2);
+    let records = "SELECT COUNT(*) FROM usage_records";
+    assert_eq!(database.number(records).await, 2);
+    database.check().await;
+    // A transaction that fails leaves nothing to remember.
+    let mut mixed = vec![lost[1].clone()];
+    mixed.extend(account.held_records(3, 1, &[TENANT]));
+    mixed[1].record.open.requested_model = "another".into();
+    assert_eq!(post(database, &mut one, &mixed, &[]).await.inserted, 1);
+    assert_eq!(database.number(records).await, 3);
+    assert_eq!(database.number(kinds).await, 2);
+    database.check().await;
+}
+
 /// Takes, posts and gives back, again and again.
 async fn work(database: &Database, accounts: [&Account; 2], rounds: i64) {
     let mut guard = database.instance().await;
@@ -864,6 +898,7 @@ on_both! {
     every_transaction_needs_the_guard,
     after_a_lost_answer_the_database_tells_what_happened,
     what_a_database_lost_is_leased_and_posted_again,
+    what_records_share_is_stored_again_where_a_database_lost_it,
     two_instances_on_the_same_counters_do_not_stand_in_each_others_way,
     leases_and_caps_at_once_never_pass_the_cap,
     caps_of_money_are_set_and_kept,
