@@ -352,7 +352,6 @@ impl Plan {
                     let written = words::text(*words);
                     let is_taken_back = *how == Break::Reset && written.starts_with(text);
                     assert!(is_taken_back || written == text, "{shown}");
-                    assert_eq!(report["attempts"], 1, "{shown}");
                     raised += 1;
                 }
             }
@@ -382,6 +381,7 @@ async fn every_sdk_raises_wherever_an_answer_breaks_off() {
         );
     }
     close(&relay).await;
+    // None was called again: a second call would be a second record.
     let calls: usize = plans.iter().map(|plan| plan.calls.len()).sum();
     assert_eq!(all_records(&relay.deployment).await.len(), calls);
 }
