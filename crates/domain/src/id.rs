@@ -75,6 +75,12 @@ ids! {
     TenantId = "ten";
     /// A user: a person or service inside a tenant.
     UserId = "usr";
+    /// An account: somebody who administers, with a name to log in by.
+    AccountId = "acc";
+    /// A session: one log-in of an account.
+    SessionId = "ses";
+    /// An admin token: the credential of a program that administers.
+    AdminTokenId = "tok";
     /// A proxy key: the credential that a client presents to us.
     ProxyKeyId = "key";
     /// An upstream: one configured endpoint of a provider.

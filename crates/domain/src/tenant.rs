@@ -18,7 +18,7 @@ pub enum EntityState {
 }
 
 /// What a user may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
     /// Everything, also granting the role of an owner.
     Owner,
