@@ -19,7 +19,7 @@ use crate::time::UnixMillis;
 pub const KEY_PREFIX: &str = "sk-sluice-";
 const PUBLIC_ID_LEN: usize = 10;
 const SECRET_LEN: usize = 43;
-const CHECKSUM_LEN: usize = 6;
+pub(crate) const CHECKSUM_LEN: usize = 6;
 const KEY_LEN: usize = KEY_PREFIX.len() + PUBLIC_ID_LEN + SECRET_LEN + CHECKSUM_LEN;
 /// Longest credential that is looked at, in bytes.
 pub const MAX_CREDENTIAL_LEN: usize = 512;
@@ -141,7 +141,7 @@ pub fn import_key(text: &str) -> Result<ProxyKeySecret, InvalidKey> {
 }
 
 /// Writes big-endian bytes as base62 of a fixed width.
-fn push_base62(out: &mut String, bytes: &[u8], width: usize) {
+pub(crate) fn push_base62(out: &mut String, bytes: &[u8], width: usize) {
     let mut number = bytes.to_vec();
     let mut digits = vec![b'0'; width];
     for digit in digits.iter_mut().rev() {

@@ -7,7 +7,7 @@
 //! parameters.
 //!
 //! Modules in reading order: [`id`], [`time`], [`tenant`], [`access`] (who may administer what),
-//! [`key`], [`upstream`], [`route`], [`pool`] (when an upstream is tried and left alone), [`usage`]
+//! [`key`], [`account`] (who administers), [`upstream`], [`route`], [`pool`] (when an upstream is tried and left alone), [`usage`]
 //! (what a request used and who pays), [`quota`], [`bound`] (what a request may cost at most),
 //! [`window`] (how much may happen in a time), [`limit`] (which of these limits are set), [`record`],
 //! [`ports`].
@@ -23,6 +23,8 @@ pub mod tenant;
 pub mod access;
 
 pub mod key;
+
+pub mod account;
 
 pub mod upstream;
 
