@@ -212,6 +212,98 @@ CREATE TABLE feed_events (
     CONSTRAINT feed_events_kind_ck CHECK (kind IN ('key', 'user', 'tenant', 'routing'))
 );
 
+-- Administration ----------------------------------------------------------------------------------
+
+CREATE TABLE accounts (
+    account_id    UUID    NOT NULL,
+    -- NULL is the platform.
+    tenant_id     UUID,
+    -- In lower case, so that it is found however it is written.
+    login         TEXT    NOT NULL,
+    role          TEXT    NOT NULL,
+    -- Argon2id with its parameters and salt, in the form of the PHC.
+    password_hash TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    CONSTRAINT accounts_pk PRIMARY KEY (account_id),
+    CONSTRAINT accounts_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT accounts_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member')),
+    CONSTRAINT accounts_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+);
+CREATE UNIQUE INDEX accounts_login_idx ON accounts (login) WHERE state <> 'deleted';
+
+CREATE TABLE sessions (
+    session_id    UUID    NOT NULL,
+    account_id    UUID    NOT NULL,
+    token_hash    BYTEA   NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    expires_at_ms BIGINT  NOT NULL,
+    CONSTRAINT sessions_pk PRIMARY KEY (session_id),
+    CONSTRAINT sessions_token_hash_uk UNIQUE (token_hash),
+    CONSTRAINT sessions_token_hash_ck CHECK (length(token_hash) = 32),
+    CONSTRAINT sessions_account_id_fk FOREIGN KEY (account_id) REFERENCES accounts (account_id)
+);
+CREATE INDEX sessions_account_id_idx ON sessions (account_id);
+CREATE INDEX sessions_expires_at_ms_idx ON sessions (expires_at_ms);
+
+CREATE TABLE admin_tokens (
+    token_id      UUID    NOT NULL,
+    -- Who made it: it may never do more than they may.
+    account_id    UUID    NOT NULL,
+    -- NULL is the platform.
+    tenant_id     UUID,
+    role          TEXT    NOT NULL,
+    name          TEXT    NOT NULL,
+    token_hash    BYTEA   NOT NULL,
+    hint          TEXT    NOT NULL,
+    created_at_ms BIGINT  NOT NULL,
+    expires_at_ms BIGINT  NOT NULL,
+    -- NULL is not revoked.
+    revoked_at_ms BIGINT,
+    CONSTRAINT admin_tokens_pk PRIMARY KEY (token_id),
+    CONSTRAINT admin_tokens_token_hash_uk UNIQUE (token_hash),
+    CONSTRAINT admin_tokens_token_hash_ck CHECK (length(token_hash) = 32),
+    CONSTRAINT admin_tokens_account_id_fk FOREIGN KEY (account_id) REFERENCES accounts (account_id),
+    CONSTRAINT admin_tokens_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT admin_tokens_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member'))
+);
+CREATE INDEX admin_tokens_tenant_id_token_id_idx ON admin_tokens (tenant_id, token_id);
+
+-- The end of the chain of audit events. Who acts locks it first, so that events have one order.
+CREATE TABLE audit_head (
+    head_id INTEGER NOT NULL,
+    seq     BIGINT  NOT NULL,
+    hash    BYTEA   NOT NULL,
+    CONSTRAINT audit_head_pk PRIMARY KEY (head_id),
+    CONSTRAINT audit_head_head_id_ck CHECK (head_id = 1),
+    CONSTRAINT audit_head_hash_ck CHECK (length(hash) = 32)
+);
+INSERT INTO audit_head (head_id, seq, hash) VALUES (1, 0, decode(repeat('00', 32), 'hex'));
+
+CREATE TABLE audit_events (
+    seq          BIGINT  NOT NULL,
+    at_ms        BIGINT  NOT NULL,
+    actor_kind   TEXT    NOT NULL,
+    -- NULL on the command line.
+    actor_id     UUID,
+    actor_name   TEXT    NOT NULL,
+    -- The address that it came from; NULL on the command line.
+    source       TEXT,
+    action       TEXT    NOT NULL,
+    -- NULL is the platform.
+    tenant_id    UUID,
+    target       TEXT    NOT NULL,
+    -- What was changed, as JSON without secrets; NULL where there was or is nothing.
+    facts_before TEXT,
+    facts_after  TEXT,
+    -- SHA-256 of the hash of the event before and of all the rest.
+    hash         BYTEA   NOT NULL,
+    CONSTRAINT audit_events_pk PRIMARY KEY (seq),
+    CONSTRAINT audit_events_actor_kind_ck CHECK (actor_kind IN ('account', 'token', 'command_line')),
+    CONSTRAINT audit_events_hash_ck CHECK (length(hash) = 32)
+);
+CREATE INDEX audit_events_tenant_id_seq_idx ON audit_events (tenant_id, seq);
+
 -- Ledger: no foreign keys to configuration --------------------------------------------------------
 
 CREATE TABLE instances (
@@ -627,6 +719,10 @@ CREATE TRIGGER usage_rows_default_no_truncate BEFORE TRUNCATE ON usage_rows_defa
 CREATE TRIGGER ledger_entries_no_change BEFORE UPDATE OR DELETE ON ledger_entries
     FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
 CREATE TRIGGER ledger_entries_no_truncate BEFORE TRUNCATE ON ledger_entries
+    FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER audit_events_no_change BEFORE UPDATE OR DELETE ON audit_events
+    FOR EACH ROW EXECUTE FUNCTION sluice_refuse_change();
+CREATE TRIGGER audit_events_no_truncate BEFORE TRUNCATE ON audit_events
     FOR EACH STATEMENT EXECUTE FUNCTION sluice_refuse_change();
 
 -- Per statement: a look-up per row would cost more than the row. Kinds are inserted before their rows.

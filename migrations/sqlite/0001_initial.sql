@@ -215,6 +215,106 @@ CREATE TABLE feed_events (
     CONSTRAINT feed_events_kind_ck CHECK (kind IN ('key', 'user', 'tenant', 'routing'))
 ) STRICT;
 
+-- Administration ----------------------------------------------------------------------------------
+
+CREATE TABLE accounts (
+    account_id    BLOB    NOT NULL,
+    -- NULL is the platform.
+    tenant_id     BLOB,
+    -- In lower case, so that it is found however it is written.
+    login         TEXT    NOT NULL,
+    role          TEXT    NOT NULL,
+    -- Argon2id with its parameters and salt, in the form of the PHC.
+    password_hash TEXT    NOT NULL,
+    state         TEXT    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    CONSTRAINT accounts_pk PRIMARY KEY (account_id),
+    CONSTRAINT accounts_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT accounts_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member')),
+    CONSTRAINT accounts_state_ck CHECK (state IN ('active', 'disabled', 'deleted'))
+) STRICT;
+CREATE UNIQUE INDEX accounts_login_idx ON accounts (login) WHERE state <> 'deleted';
+
+CREATE TABLE sessions (
+    session_id    BLOB    NOT NULL,
+    account_id    BLOB    NOT NULL,
+    token_hash    BLOB    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL,
+    CONSTRAINT sessions_pk PRIMARY KEY (session_id),
+    CONSTRAINT sessions_token_hash_uk UNIQUE (token_hash),
+    CONSTRAINT sessions_token_hash_ck CHECK (length(token_hash) = 32),
+    CONSTRAINT sessions_account_id_fk FOREIGN KEY (account_id) REFERENCES accounts (account_id)
+) STRICT;
+CREATE INDEX sessions_account_id_idx ON sessions (account_id);
+CREATE INDEX sessions_expires_at_ms_idx ON sessions (expires_at_ms);
+
+CREATE TABLE admin_tokens (
+    token_id      BLOB    NOT NULL,
+    -- Who made it: it may never do more than they may.
+    account_id    BLOB    NOT NULL,
+    -- NULL is the platform.
+    tenant_id     BLOB,
+    role          TEXT    NOT NULL,
+    name          TEXT    NOT NULL,
+    token_hash    BLOB    NOT NULL,
+    hint          TEXT    NOT NULL,
+    created_at_ms INTEGER NOT NULL,
+    expires_at_ms INTEGER NOT NULL,
+    -- NULL is not revoked.
+    revoked_at_ms INTEGER,
+    CONSTRAINT admin_tokens_pk PRIMARY KEY (token_id),
+    CONSTRAINT admin_tokens_token_hash_uk UNIQUE (token_hash),
+    CONSTRAINT admin_tokens_token_hash_ck CHECK (length(token_hash) = 32),
+    CONSTRAINT admin_tokens_account_id_fk FOREIGN KEY (account_id) REFERENCES accounts (account_id),
+    CONSTRAINT admin_tokens_tenant_id_fk FOREIGN KEY (tenant_id) REFERENCES tenants (tenant_id),
+    CONSTRAINT admin_tokens_role_ck CHECK (role IN ('owner', 'admin', 'operator', 'finance', 'member'))
+) STRICT;
+CREATE INDEX admin_tokens_tenant_id_token_id_idx ON admin_tokens (tenant_id, token_id);
+
+-- The end of the chain of audit events. Who acts locks it first, so that events have one order.
+CREATE TABLE audit_head (
+    head_id INTEGER NOT NULL,
+    seq     INTEGER NOT NULL,
+    hash    BLOB    NOT NULL,
+    CONSTRAINT audit_head_pk PRIMARY KEY (head_id),
+    CONSTRAINT audit_head_head_id_ck CHECK (head_id = 1),
+    CONSTRAINT audit_head_hash_ck CHECK (length(hash) = 32)
+) STRICT;
+INSERT INTO audit_head (head_id, seq, hash) VALUES (1, 0, zeroblob(32));
+
+CREATE TABLE audit_events (
+    seq          INTEGER NOT NULL,
+    at_ms        INTEGER NOT NULL,
+    actor_kind   TEXT    NOT NULL,
+    -- NULL on the command line.
+    actor_id     BLOB,
+    actor_name   TEXT    NOT NULL,
+    -- The address that it came from; NULL on the command line.
+    source       TEXT,
+    action       TEXT    NOT NULL,
+    -- NULL is the platform.
+    tenant_id    BLOB,
+    target       TEXT    NOT NULL,
+    -- What was changed, as JSON without secrets; NULL where there was or is nothing.
+    facts_before TEXT,
+    facts_after  TEXT,
+    -- SHA-256 of the hash of the event before and of all the rest.
+    hash         BLOB    NOT NULL,
+    CONSTRAINT audit_events_pk PRIMARY KEY (seq),
+    CONSTRAINT audit_events_actor_kind_ck CHECK (actor_kind IN ('account', 'token', 'command_line')),
+    CONSTRAINT audit_events_hash_ck CHECK (length(hash) = 32)
+) STRICT;
+CREATE INDEX audit_events_tenant_id_seq_idx ON audit_events (tenant_id, seq);
+CREATE TRIGGER audit_events_no_update BEFORE UPDATE ON audit_events
+BEGIN
+    SELECT RAISE(ABORT, 'audit_events is append-only');
+END;
+CREATE TRIGGER audit_events_no_delete BEFORE DELETE ON audit_events
+BEGIN
+    SELECT RAISE(ABORT, 'audit_events is append-only');
+END;
+
 -- Ledger: no foreign keys to configuration --------------------------------------------------------
 
 CREATE TABLE instances (

@@ -22,6 +22,7 @@ use sqlx::{
 };
 use uuid::Uuid;
 
+use crate::audit::Actor;
 use crate::bulk::{Bulk, Repeats, share_nothing};
 use crate::error::Failure;
 use crate::group::{Group, Part};
@@ -31,6 +32,10 @@ use crate::storage::Backend;
 /// `on_both!` writes them once.
 pub(crate) struct Session<'c, D: Database> {
     pub(crate) conn: &'c mut D::Connection,
+    /// Who acts; what nobody does is not audited.
+    pub(crate) actor: Option<&'c Actor>,
+    /// Whether what they do is written down.
+    pub(crate) is_recorded: bool,
 }
 
 /// The database of a session.
@@ -49,7 +54,16 @@ pub(crate) type Row<S> = <<S as Backed>::Database as Database>::Row;
 
 impl<'c, D: Database> Session<'c, D> {
     pub(crate) fn new(conn: &'c mut D::Connection) -> Self {
-        Self { conn }
+        Self {
+            conn,
+            actor: None,
+            is_recorded: false,
+        }
+    }
+
+    pub(crate) fn acting(mut self, actor: Option<&'c Actor>) -> Self {
+        self.actor = actor;
+        self
     }
 }
 

@@ -11,6 +11,7 @@ use sqlx::FromRow;
 use sqlx::postgres::PgListener;
 use uuid::Uuid;
 
+use crate::audit::Act;
 use crate::dialect::FEED_CHANNEL;
 use crate::error::{Failure, corrupt};
 use crate::storage::{Pools, Storage};
@@ -170,6 +171,17 @@ on_both! {
     pub(crate) async fn publish(&mut self, changes: &[Change]) -> Result<(), Failure> {
         if changes.is_empty() {
             return Ok(());
+        }
+        if !self.is_recorded {
+            // Nothing that others must learn of is done without a trace.
+            self.record_act(Act {
+                action: "configuration.change",
+                tenant_id: None,
+                target: format!("{changes:?}"),
+                before: None,
+                after: None,
+            })
+            .await?;
         }
         let count = i64::try_from(changes.len()).unwrap_or(i64::MAX);
         let last: i64 = sql_scalar!(ADVANCE_FEED, count).fetch_one(&mut *self.conn).await?;

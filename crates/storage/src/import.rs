@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use serde_json::json;
 use sluice_domain::id::{ProxyKeyId, TenantId, UserId};
 use sluice_domain::key::{KeyHash, KeyHint};
 use sluice_domain::ports::StoreError;
@@ -11,6 +12,7 @@ use sluice_domain::time::UnixMillis;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::audit::Act;
 use crate::error::Failure;
 use crate::feed::Change;
 use crate::key::NewProxyKey;
@@ -106,6 +108,14 @@ on_both! {
             imported.push(self.import_key(tenant_id, user_id, index, key, now).await?);
             changes.push(Change::Key(key.key_hash));
         }
+        self.record_act(Act {
+            action: "key.import",
+            tenant_id: Some(tenant_id),
+            target: tenant_id.to_string(),
+            before: None,
+            after: Some(json!({"keys": keys.len(), "new_users": changes.len() - keys.len()})),
+        })
+        .await?;
         self.publish(&changes).await?;
         Ok(Some(imported))
     }

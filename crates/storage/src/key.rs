@@ -1,5 +1,6 @@
 //! Proxy keys.
 
+use serde_json::{Value, json};
 use sluice_domain::id::{ProxyKeyId, TenantId, UserId};
 use sluice_domain::key::{KeyHash, KeyHint, ProxyKey};
 use sluice_domain::ports::StoreError;
@@ -9,6 +10,7 @@ use sluice_domain::time::UnixMillis;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::audit::{Act, Expected, Updated};
 use crate::error::{Failure, corrupt, internal};
 use crate::feed::Change;
 use crate::storage::Storage;
@@ -31,10 +33,8 @@ statements! {
             k.allowed_models, k.may_pin, k.created_at_ms, q.cap_tokens \
         FROM proxy_keys k LEFT JOIN quotas q ON q.scope = 'key' AND q.scope_id = k.key_id \
         WHERE k.tenant_id = $1 AND k.key_id > $2 ORDER BY k.key_id LIMIT $3";
-    SET_KEY_PIN = "UPDATE proxy_keys SET may_pin = $2 WHERE key_id = $1 AND state <> 'deleted' \
-        RETURNING key_hash";
-    SET_KEY_STATE = "UPDATE proxy_keys SET state = $2 WHERE key_id = $1 AND state <> 'deleted' \
-        RETURNING key_hash";
+    UPDATE_KEY = "UPDATE proxy_keys SET state = $3, may_pin = $4, allowed_models = $5, expires_at_ms = $6 \
+        WHERE tenant_id = $1 AND key_id = $2 AND state <> 'deleted' RETURNING key_hash";
 }
 
 /// What a new proxy key needs.
@@ -64,6 +64,34 @@ pub struct NewProxyKey {
     pub state: EntityState,
     /// The time.
     pub now: UnixMillis,
+}
+
+/// What changes about a proxy key; what is `None` stays.
+#[derive(Debug, Clone, Default)]
+pub struct ProxyKeyUpdate {
+    /// Whether it is served; [`EntityState::Deleted`] revokes it for good.
+    pub state: Option<EntityState>,
+    /// When it ends; `Some(None)` is never.
+    pub expires_at: Option<Option<UnixMillis>>,
+    /// Models it may ask for; `Some(None)` is every model of its tenant.
+    pub allowed_models: Option<Option<Vec<String>>>,
+    /// Whether a request may name its upstream.
+    pub may_pin: Option<bool>,
+    /// Tokens per month; `Some(None)` takes the cap away.
+    pub quota_tokens: Option<Option<i64>>,
+}
+
+fn facts(key: &ProxyKey) -> Value {
+    json!({
+        "user_id": key.user_id.to_string(),
+        "name": key.name.as_str(),
+        "hint": key.hint.as_str(),
+        "state": key.state.as_str(),
+        "expires_at": key.expires_at.map(UnixMillis::to_rfc3339),
+        "allowed_models": key.allowed_models,
+        "may_pin": key.may_pin,
+        "quota_tokens": key.quota_tokens,
+    })
 }
 
 #[derive(FromRow)]
@@ -144,6 +172,21 @@ impl Storage {
         reading!(self, find_key(id))
     }
 
+    /// Changes a key of a tenant that is as the caller expects it.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when a cap is negative or too large.
+    pub async fn update_key(
+        &self,
+        tenant_id: TenantId,
+        id: ProxyKeyId,
+        update: ProxyKeyUpdate,
+        is_expected: &Expected<'_, ProxyKey>,
+        now: UnixMillis,
+    ) -> Result<Updated<ProxyKey>, StoreError> {
+        in_transaction!(self, update_key(tenant_id, id, &update, is_expected, now))
+    }
+
     /// Sets whether requests with a key may name their upstream, in any tenant; `false` when there is
     /// no such key or it was deleted.
     ///
@@ -171,8 +214,7 @@ on_both! {
         if !self.insert_key(new).await? {
             return Ok(None);
         }
-        self.publish(&[Change::Key(new.key_hash)]).await?;
-        Ok(Some(ProxyKey {
+        let made = ProxyKey {
             id: new.id,
             tenant_id: new.tenant_id,
             user_id: new.user_id,
@@ -184,7 +226,17 @@ on_both! {
             may_pin: new.may_pin,
             quota_tokens: new.quota_tokens,
             created_at: new.now,
-        }))
+        };
+        self.record_act(Act {
+            action: "key.issue",
+            tenant_id: Some(new.tenant_id),
+            target: new.id.to_string(),
+            before: None,
+            after: Some(facts(&made)),
+        })
+        .await?;
+        self.publish(&[Change::Key(new.key_hash)]).await?;
+        Ok(Some(made))
     }
 
     /// Returns whether the tenant has such a user.
@@ -243,24 +295,82 @@ on_both! {
     }
 
     async fn set_key_state(&mut self, id: ProxyKeyId, state: EntityState) -> Result<bool, Failure> {
-        let hash: Option<Vec<u8>> = sql_scalar!(SET_KEY_STATE, id.as_uuid(), state.as_str())
-            .fetch_optional(&mut *self.conn)
-            .await?;
-        self.publish_key(id, hash).await
+        let update = ProxyKeyUpdate { state: Some(state), ..ProxyKeyUpdate::default() };
+        self.update_key_anywhere(id, &update).await
     }
 
     async fn set_key_pin(&mut self, id: ProxyKeyId, may_pin: bool) -> Result<bool, Failure> {
-        let hash: Option<Vec<u8>> = sql_scalar!(SET_KEY_PIN, id.as_uuid(), may_pin)
-            .fetch_optional(&mut *self.conn)
-            .await?;
-        self.publish_key(id, hash).await
+        let update = ProxyKeyUpdate { may_pin: Some(may_pin), ..ProxyKeyUpdate::default() };
+        self.update_key_anywhere(id, &update).await
     }
 
-    /// Tells of a changed key when there was one; returns whether there was.
-    async fn publish_key(&mut self, id: ProxyKeyId, hash: Option<Vec<u8>>) -> Result<bool, Failure> {
-        let Some(hash) = hash else { return Ok(false) };
+    /// Changes a key of whatever tenant, without its quota.
+    async fn update_key_anywhere(
+        &mut self,
+        id: ProxyKeyId,
+        update: &ProxyKeyUpdate,
+    ) -> Result<bool, Failure> {
+        let Some(key) = self.find_key(id).await? else { return Ok(false) };
+        // Without a quota in it, the time decides nothing.
+        let updated =
+            self.update_key(key.tenant_id, id, update, &|_any| true, UnixMillis(0)).await?;
+        Ok(matches!(updated, Updated::Done(_)))
+    }
+
+    async fn update_key(
+        &mut self,
+        tenant_id: TenantId,
+        id: ProxyKeyId,
+        update: &ProxyKeyUpdate,
+        is_expected: &Expected<'_, ProxyKey>,
+        now: UnixMillis,
+    ) -> Result<Updated<ProxyKey>, Failure> {
+        self.lock_acts().await?;
+        let found = self.find_key(id).await?.filter(|key| key.tenant_id == tenant_id);
+        let Some(before) = found.filter(|key| key.state != EntityState::Deleted) else {
+            return Ok(Updated::Absent);
+        };
+        if !is_expected(&before) {
+            return Ok(Updated::Unexpected);
+        }
+        let after = ProxyKey {
+            state: update.state.unwrap_or(before.state),
+            expires_at: update.expires_at.unwrap_or(before.expires_at),
+            allowed_models: update
+                .allowed_models
+                .clone()
+                .unwrap_or_else(|| before.allowed_models.clone()),
+            may_pin: update.may_pin.unwrap_or(before.may_pin),
+            quota_tokens: update.quota_tokens.unwrap_or(before.quota_tokens),
+            ..before.clone()
+        };
+        let models = after.allowed_models.as_ref().map(serde_json::to_string).transpose();
+        let hash: Option<Vec<u8>> = sql_scalar!(
+            UPDATE_KEY,
+            tenant_id.as_uuid(),
+            id.as_uuid(),
+            after.state.as_str(),
+            after.may_pin,
+            models.map_err(internal)?,
+            after.expires_at.map(|at| at.0),
+        )
+        .fetch_optional(&mut *self.conn)
+        .await?;
+        let Some(hash) = hash else { return Ok(Updated::Absent) };
         let hash = hash.try_into().map_err(|_len| corrupt("proxy_keys", "key_hash", id))?;
+        if let Some(quota_tokens) = update.quota_tokens {
+            let scope = Scope { kind: ScopeKind::Key, id: id.as_uuid() };
+            self.change_quota(scope, tenant_id, quota_tokens.into(), now).await?;
+        }
+        self.record_act(Act {
+            action: "key.update",
+            tenant_id: Some(tenant_id),
+            target: id.to_string(),
+            before: Some(facts(&before)),
+            after: Some(facts(&after)),
+        })
+        .await?;
         self.publish(&[Change::Key(KeyHash(hash))]).await?;
-        Ok(true)
+        Ok(Updated::Done(after))
     }
 }

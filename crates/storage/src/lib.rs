@@ -6,8 +6,10 @@
 //! **Never here**: business rules, HTTP, a clock. Times and ids are parameters.
 //!
 //! Modules in reading order: `statement` (each SQL text once, for both databases), `dialect` (what
-//! truly differs), `storage` (the pools), `migration`; then configuration: [`tenant`], [`user`],
-//! [`quota`], [`key`], [`import`], [`grant`], [`upstream`], [`route`]; what others learn of its
+//! truly differs), `storage` (the pools), `migration`; who
+//! changes what: [`audit`]; then configuration: [`tenant`], [`user`],
+//! [`quota`], [`key`], [`import`], [`grant`], [`upstream`], [`route`]; who
+//! administers: [`account`], [`session`], [`admin_token`]; what others learn of its
 //! changes: [`feed`]; the [`calendar`]; the `ledger`, what is read from it: [`usage`], and what an
 //! operator does: [`resolve`], [`verify`]; [`secret`], which needs no database; and [`windows`], which
 //! are in process or in Redis.
@@ -29,6 +31,8 @@ mod text;
 mod migration;
 mod storage;
 
+pub mod audit;
+
 pub mod tenant;
 
 pub mod user;
@@ -42,6 +46,12 @@ pub mod key;
 pub mod import;
 
 pub mod grant;
+
+pub mod account;
+
+pub mod session;
+
+pub mod admin_token;
 
 pub mod upstream;
 
@@ -79,6 +89,7 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
     };
     let mut all = [
         own,
+        audit::STATEMENTS,
         tenant::STATEMENTS,
         user::STATEMENTS,
         quota::STATEMENTS,
@@ -86,6 +97,9 @@ pub fn statements(backend: Backend) -> Vec<Statement> {
         key::STATEMENTS,
         import::STATEMENTS,
         grant::STATEMENTS,
+        account::STATEMENTS,
+        session::STATEMENTS,
+        admin_token::STATEMENTS,
         upstream::STATEMENTS,
         route::STATEMENTS,
         feed::STATEMENTS,

@@ -1,5 +1,6 @@
 //! Quotas, and the counters that they cap.
 
+use serde_json::json;
 use sluice_domain::id::{ProxyKeyId, TenantId, UserId, uuid_v7};
 use sluice_domain::key::KeyHash;
 use sluice_domain::ports::StoreError;
@@ -7,6 +8,7 @@ use sluice_domain::quota::{Cap, Scope, ScopeKind};
 use sluice_domain::time::{Month, UnixMillis};
 use uuid::Uuid;
 
+use crate::audit::Act;
 use crate::calendar::this_and_next;
 use crate::error::{Failure, corrupt, internal};
 use crate::feed::Change;
@@ -136,7 +138,25 @@ on_both! {
         now: UnixMillis,
     ) -> Result<bool, Failure> {
         let Some(changed) = self.find_scope(scope, tenant_id).await? else { return Ok(false) };
+        let quota = sql_as!(FIND_QUOTA, scope.kind.as_str(), scope.id);
+        let before: Option<(Option<i64>, Option<i64>)> =
+            quota.fetch_optional(&mut *self.conn).await?;
         self.change_quota(scope, tenant_id, change, now).await?;
+        let quota = sql_as!(FIND_QUOTA, scope.kind.as_str(), scope.id);
+        let after: Option<(Option<i64>, Option<i64>)> = quota.fetch_optional(&mut *self.conn).await?;
+        let facts = |caps: (Option<i64>, Option<i64>)| json!({"tokens": caps.0, "nano": caps.1});
+        self.record_act(Act {
+            action: "quota.set",
+            tenant_id: Some(tenant_id),
+            target: match scope.kind {
+                ScopeKind::Tenant => tenant_id.to_string(),
+                ScopeKind::User => UserId::from_uuid(scope.id).to_string(),
+                ScopeKind::Key => ProxyKeyId::from_uuid(scope.id).to_string(),
+            },
+            before: before.map(facts),
+            after: after.map(facts),
+        })
+        .await?;
         self.publish(&[changed]).await?;
         Ok(true)
     }

@@ -97,13 +97,19 @@ macro_rules! in_transaction {
         match $storage.pools() {
             $crate::storage::Pools::Postgres(pool) => {
                 let mut tx = $crate::dialect::begin_postgres(pool).await?;
-                let out = $crate::dialect::Session::<sqlx::Postgres>::new(&mut *tx).$method($($arg),*).await?;
+                let mut session = $crate::dialect::Session::<sqlx::Postgres>::new(&mut *tx)
+                    .acting($storage.actor());
+                session.begin_act().await?;
+                let out = session.$method($($arg),*).await?;
                 tx.commit().await.map_err($crate::error::Failure::from)?;
                 Ok(out)
             }
             $crate::storage::Pools::Sqlite { write, .. } => {
                 let mut tx = $crate::dialect::begin_sqlite(write).await?;
-                let out = $crate::dialect::Session::<sqlx::Sqlite>::new(&mut *tx).$method($($arg),*).await?;
+                let mut session = $crate::dialect::Session::<sqlx::Sqlite>::new(&mut *tx)
+                    .acting($storage.actor());
+                session.begin_act().await?;
+                let out = session.$method($($arg),*).await?;
                 tx.commit().await.map_err($crate::error::Failure::from)?;
                 Ok(out)
             }

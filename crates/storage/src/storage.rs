@@ -13,6 +13,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, S
 use sqlx::{ConnectOptions, PgPool, SqlitePool};
 use tracing::log::LevelFilter;
 
+use crate::audit::Actor;
 use crate::error::{Failure, internal};
 use crate::ledger::{Callers, Kinds};
 
@@ -106,6 +107,7 @@ pub struct Storage {
     pools: Arc<Pools>,
     callers: Arc<Callers>,
     kinds: Arc<Kinds>,
+    actor: Option<Arc<Actor>>,
 }
 
 impl fmt::Debug for Storage {
@@ -191,7 +193,22 @@ impl Storage {
             pools: Arc::new(pools),
             callers: Arc::new(Callers::new()),
             kinds: Arc::new(Kinds::new()),
+            actor: None,
         }
+    }
+
+    /// Returns the same storage for what somebody does: each change of configuration through it is
+    /// an audit event of theirs, in the same transaction.
+    #[must_use]
+    pub fn acting(&self, actor: Actor) -> Self {
+        Self {
+            actor: Some(Arc::new(actor)),
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn actor(&self) -> Option<&Actor> {
+        self.actor.as_deref()
     }
 
     pub(crate) fn pools(&self) -> &Pools {

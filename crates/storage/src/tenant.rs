@@ -1,5 +1,6 @@
 //! Tenants.
 
+use serde_json::{Value, json};
 use sluice_domain::id::TenantId;
 use sluice_domain::ports::StoreError;
 use sluice_domain::quota::{Cap, Scope, ScopeKind};
@@ -8,6 +9,7 @@ use sluice_domain::time::{TimeZone, UnixMillis};
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::audit::{Act, Expected, Updated};
 use crate::calendar;
 use crate::error::{Failure, corrupt};
 use crate::feed::Change;
@@ -41,6 +43,24 @@ pub struct NewTenant {
     pub quota_tokens: Option<i64>,
     /// The time.
     pub now: UnixMillis,
+}
+
+/// What changes about a tenant; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct TenantUpdate {
+    /// Whether its keys are served.
+    pub state: Option<EntityState>,
+    /// Tokens per month; `Some(None)` takes the cap away.
+    pub quota_tokens: Option<Option<i64>>,
+}
+
+fn facts(tenant: &Tenant) -> Value {
+    json!({
+        "name": tenant.name.as_str(),
+        "time_zone": tenant.time_zone.name(),
+        "state": tenant.state.as_str(),
+        "quota_tokens": tenant.quota_tokens,
+    })
 }
 
 #[derive(FromRow)]
@@ -126,6 +146,20 @@ impl Storage {
     ) -> Result<bool, StoreError> {
         in_transaction!(self, set_tenant_state(id, state))
     }
+
+    /// Changes a tenant that is as the caller expects it.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when a cap is negative or too large.
+    pub async fn update_tenant(
+        &self,
+        id: TenantId,
+        update: TenantUpdate,
+        is_expected: &Expected<'_, Tenant>,
+        now: UnixMillis,
+    ) -> Result<Updated<Tenant>, StoreError> {
+        in_transaction!(self, update_tenant(id, update, is_expected, now))
+    }
 }
 
 on_both! {
@@ -147,15 +181,24 @@ on_both! {
             self.insert_period(new.id, period).await?;
             self.ensure_counter(scope, new.id, period.month, new.now).await?;
         }
-        self.publish(&[Change::Tenant(new.id)]).await?;
-        Ok(Tenant {
+        let made = Tenant {
             id: new.id,
             name: new.name.clone(),
             time_zone: new.time_zone.clone(),
             state: EntityState::Active,
             quota_tokens: new.quota_tokens,
             created_at: new.now,
+        };
+        self.record_act(Act {
+            action: "tenant.create",
+            tenant_id: Some(new.id),
+            target: new.id.to_string(),
+            before: None,
+            after: Some(facts(&made)),
         })
+        .await?;
+        self.publish(&[Change::Tenant(new.id)]).await?;
+        Ok(made)
     }
 
     async fn list_tenants(
@@ -178,7 +221,7 @@ on_both! {
         Ok(row.map(Tenant::try_from).transpose()?)
     }
 
-    async fn find_tenant(
+    pub(crate) async fn find_tenant(
         &mut self,
         id: TenantId,
     ) -> Result<Option<Tenant>, Failure> {
@@ -191,11 +234,51 @@ on_both! {
         id: TenantId,
         state: EntityState,
     ) -> Result<bool, Failure> {
-        let done = sql!(SET_TENANT_STATE, id.as_uuid(), state.as_str()).execute(&mut *self.conn).await?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
+        let update = TenantUpdate { state: Some(state), quota_tokens: None };
+        // Without a quota in it, the time decides nothing.
+        let updated = self.update_tenant(id, update, &|_any| true, UnixMillis(0)).await?;
+        Ok(matches!(updated, Updated::Done(_)))
+    }
+
+    async fn update_tenant(
+        &mut self,
+        id: TenantId,
+        update: TenantUpdate,
+        is_expected: &Expected<'_, Tenant>,
+        now: UnixMillis,
+    ) -> Result<Updated<Tenant>, Failure> {
+        self.lock_acts().await?;
+        let found = self.find_tenant(id).await?;
+        let Some(before) = found.filter(|t| t.state != EntityState::Deleted) else {
+            return Ok(Updated::Absent);
+        };
+        if !is_expected(&before) {
+            return Ok(Updated::Unexpected);
         }
+        let mut after = before.clone();
+        if let Some(state) = update.state {
+            after.state = state;
+            let done = sql!(SET_TENANT_STATE, id.as_uuid(), state.as_str())
+                .execute(&mut *self.conn)
+                .await?;
+            if done.rows_affected() == 0 {
+                return Ok(Updated::Absent);
+            }
+        }
+        if let Some(quota_tokens) = update.quota_tokens {
+            after.quota_tokens = quota_tokens;
+            let scope = Scope { kind: ScopeKind::Tenant, id: id.as_uuid() };
+            self.change_quota(scope, id, quota_tokens.into(), now).await?;
+        }
+        self.record_act(Act {
+            action: "tenant.update",
+            tenant_id: Some(id),
+            target: id.to_string(),
+            before: Some(facts(&before)),
+            after: Some(facts(&after)),
+        })
+        .await?;
         self.publish(&[Change::Tenant(id)]).await?;
-        Ok(true)
+        Ok(Updated::Done(after))
     }
 }

@@ -1,5 +1,6 @@
 //! Users.
 
+use serde_json::{Value, json};
 use sluice_domain::id::{TenantId, UserId};
 use sluice_domain::ports::StoreError;
 use sluice_domain::quota::{Scope, ScopeKind};
@@ -8,6 +9,7 @@ use sluice_domain::time::UnixMillis;
 use sqlx::FromRow;
 use uuid::Uuid;
 
+use crate::audit::{Act, Expected, Updated};
 use crate::error::{Failure, corrupt};
 use crate::feed::Change;
 use crate::storage::Storage;
@@ -19,6 +21,9 @@ statements! {
     FIND_USER_BY_NAME = "SELECT u.user_id, u.tenant_id, u.name, u.role, u.state, u.created_at_ms, q.cap_tokens \
         FROM users u LEFT JOIN quotas q ON q.scope = 'user' AND q.scope_id = u.user_id \
         WHERE u.tenant_id = $1 AND u.name = $2 AND u.state <> 'deleted'";
+    FIND_USER = "SELECT u.user_id, u.tenant_id, u.name, u.role, u.state, u.created_at_ms, q.cap_tokens \
+        FROM users u LEFT JOIN quotas q ON q.scope = 'user' AND q.scope_id = u.user_id \
+        WHERE u.tenant_id = $1 AND u.user_id = $2";
     LIST_USERS = "SELECT u.user_id, u.tenant_id, u.name, u.role, u.state, u.created_at_ms, q.cap_tokens \
         FROM users u LEFT JOIN quotas q ON q.scope = 'user' AND q.scope_id = u.user_id \
         WHERE u.tenant_id = $1 AND u.user_id > $2 ORDER BY u.user_id LIMIT $3";
@@ -41,6 +46,24 @@ pub struct NewUser {
     pub quota_tokens: Option<i64>,
     /// The time.
     pub now: UnixMillis,
+}
+
+/// What changes about a user; what is `None` stays.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct UserUpdate {
+    /// Whether their keys are served.
+    pub state: Option<EntityState>,
+    /// Tokens per month; `Some(None)` takes the cap away.
+    pub quota_tokens: Option<Option<i64>>,
+}
+
+fn facts(user: &User) -> Value {
+    json!({
+        "name": user.name.as_str(),
+        "role": user.role.as_str(),
+        "state": user.state.as_str(),
+        "quota_tokens": user.quota_tokens,
+    })
 }
 
 #[derive(FromRow)]
@@ -115,6 +138,33 @@ impl Storage {
         reading!(self, find_user_by_name(tenant_id, name))
     }
 
+    /// Finds a user of a tenant.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] may be repeated.
+    pub async fn find_user(
+        &self,
+        tenant_id: TenantId,
+        id: UserId,
+    ) -> Result<Option<User>, StoreError> {
+        reading!(self, find_user(tenant_id, id))
+    }
+
+    /// Changes a user of a tenant who is as the caller expects them.
+    ///
+    /// # Errors
+    /// [`StoreError::Internal`] when a cap is negative or too large.
+    pub async fn update_user(
+        &self,
+        tenant_id: TenantId,
+        id: UserId,
+        update: UserUpdate,
+        is_expected: &Expected<'_, User>,
+        now: UnixMillis,
+    ) -> Result<Updated<User>, StoreError> {
+        in_transaction!(self, update_user(tenant_id, id, update, is_expected, now))
+    }
+
     /// Sets the state of a user; `false` when the tenant has no such user or they were deleted.
     ///
     /// # Errors
@@ -134,8 +184,7 @@ on_both! {
         if !self.insert_user(new).await? {
             return Ok(None);
         }
-        self.publish(&[Change::User(new.id)]).await?;
-        Ok(Some(User {
+        let made = User {
             id: new.id,
             tenant_id: new.tenant_id,
             name: new.name.clone(),
@@ -143,7 +192,17 @@ on_both! {
             state: EntityState::Active,
             quota_tokens: new.quota_tokens,
             created_at: new.now,
-        }))
+        };
+        self.record_act(Act {
+            action: "user.create",
+            tenant_id: Some(new.tenant_id),
+            target: new.id.to_string(),
+            before: None,
+            after: Some(facts(&made)),
+        })
+        .await?;
+        self.publish(&[Change::User(new.id)]).await?;
+        Ok(Some(made))
     }
 
     /// Returns whether there is such a tenant.
@@ -200,13 +259,59 @@ on_both! {
         id: UserId,
         state: EntityState,
     ) -> Result<bool, Failure> {
-        let done = sql!(SET_USER_STATE, tenant_id.as_uuid(), id.as_uuid(), state.as_str())
-            .execute(&mut *self.conn)
+        let update = UserUpdate { state: Some(state), quota_tokens: None };
+        // Without a quota in it, the time decides nothing.
+        let updated = self.update_user(tenant_id, id, update, &|_any| true, UnixMillis(0)).await?;
+        Ok(matches!(updated, Updated::Done(_)))
+    }
+
+    async fn find_user(&mut self, tenant_id: TenantId, id: UserId) -> Result<Option<User>, Failure> {
+        let row: Option<UserRow> = sql_as!(FIND_USER, tenant_id.as_uuid(), id.as_uuid())
+            .fetch_optional(&mut *self.conn)
             .await?;
-        if done.rows_affected() == 0 {
-            return Ok(false);
+        Ok(row.map(User::try_from).transpose()?)
+    }
+
+    async fn update_user(
+        &mut self,
+        tenant_id: TenantId,
+        id: UserId,
+        update: UserUpdate,
+        is_expected: &Expected<'_, User>,
+        now: UnixMillis,
+    ) -> Result<Updated<User>, Failure> {
+        self.lock_acts().await?;
+        let found = self.find_user(tenant_id, id).await?;
+        let Some(before) = found.filter(|user| user.state != EntityState::Deleted) else {
+            return Ok(Updated::Absent);
+        };
+        if !is_expected(&before) {
+            return Ok(Updated::Unexpected);
         }
+        let mut after = before.clone();
+        if let Some(state) = update.state {
+            after.state = state;
+            let done = sql!(SET_USER_STATE, tenant_id.as_uuid(), id.as_uuid(), state.as_str())
+                .execute(&mut *self.conn)
+                .await?;
+            if done.rows_affected() == 0 {
+                return Ok(Updated::Absent);
+            }
+        }
+        if let Some(quota_tokens) = update.quota_tokens {
+            after.quota_tokens = quota_tokens;
+            let scope = Scope { kind: ScopeKind::User, id: id.as_uuid() };
+            self.change_quota(scope, tenant_id, quota_tokens.into(), now).await?;
+        }
+        self.record_act(Act {
+            action: "user.update",
+            tenant_id: Some(tenant_id),
+            target: id.to_string(),
+            before: Some(facts(&before)),
+            after: Some(facts(&after)),
+        })
+        .await?;
         self.publish(&[Change::User(id)]).await?;
-        Ok(true)
+        Ok(Updated::Done(after))
     }
 }

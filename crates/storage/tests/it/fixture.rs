@@ -376,6 +376,21 @@ impl Database {
         }
     }
 
+    /// Lets audit events be changed by hand.
+    pub(crate) async fn unprotect_audit(&self) {
+        let triggers: &[&str] = if self.is_sqlite() {
+            &[
+                "DROP TRIGGER audit_events_no_update",
+                "DROP TRIGGER audit_events_no_delete",
+            ]
+        } else {
+            &["DROP TRIGGER audit_events_no_change ON audit_events"]
+        };
+        for trigger in triggers {
+            self.execute(trigger).await.unwrap();
+        }
+    }
+
     /// Lets records and entries be changed by hand.
     pub(crate) async fn unprotect(&self) {
         for (table, triggers) in [

@@ -52,6 +52,9 @@ mod limit;
 mod key;
 
 #[cfg(test)]
+mod admin;
+
+#[cfg(test)]
 mod routing;
 
 #[cfg(test)]
