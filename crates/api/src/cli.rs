@@ -6,6 +6,7 @@
 //! learns of it through the change feed. Secrets come from files, the environment or standard
 //! input, never from an argument.
 
+mod account;
 mod admin;
 mod check;
 mod explain;
@@ -81,6 +82,9 @@ enum Command {
     /// Look at the configuration
     #[command(subcommand)]
     Config(check::ConfigCommand),
+    /// Accounts: who logs in to administer over HTTP
+    #[command(subcommand)]
+    Admin(account::AdminCommand),
     /// Tenants: who is billed, and isolated from each other
     #[command(subcommand)]
     Tenant(tenant::TenantCommand),
@@ -133,6 +137,7 @@ fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Serve(args) => serve::run(args, &global),
         Command::Migrate(args) => migrate::run(&args, &global.load()?.config),
         Command::Config(command) => check::run(&command, &global),
+        Command::Admin(command) => account::run(command, &global.load()?.config),
         Command::Tenant(command) => tenant::run(command, &global.load()?.config),
         Command::User(command) => user::run(command, &global.load()?.config),
         Command::Key(command) => key::run(command, &global.load()?.config),

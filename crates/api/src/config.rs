@@ -30,7 +30,7 @@ use secrecy::SecretString;
 pub use environment::Environment;
 use kind::{
     Address, DatabaseUrl, FSYNC_POLICIES, Filter, Folder, Integer, Key, Kind, LIMIT_MODES,
-    LOG_FORMATS, Millis, Networks, Origins, REDIS_LOSSES, RedisPrefix, RedisUrl,
+    LOG_FORMATS, Millis, Networks, OptionalAddress, Origins, REDIS_LOSSES, RedisPrefix, RedisUrl,
 };
 pub use kind::{AllowedOrigins, LimitMode, LogFormat};
 use layer::Layers;
@@ -182,6 +182,12 @@ settings! {
         trusted_proxies ["trusted_proxies"]: Vec<IpNet> = Networks, Vec::new();
     }
 
+    /// The admin API.
+    admin: AdminConfig {
+        /// Address and port of the admin API, apart from those of the relay. Without it there is no
+        /// admin API. It is for the host itself, or for a network that only admins reach.
+        listen ["listen"]: Option<SocketAddr> = OptionalAddress, None;
+    }
     /// The relay between client and upstream.
     relay: RelayConfig {
         /// How long the head of a streamed answer waits for the first event of the upstream, so

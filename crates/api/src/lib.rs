@@ -38,6 +38,8 @@ mod auth;
 
 mod windows;
 
+mod admin;
+
 mod relay;
 
 mod body;

@@ -23,6 +23,7 @@ use sluice_domain::ports::LedgerStore;
 use sluice_storage::secret::Vault;
 use sluice_storage::{Backend, Storage, StorageOptions};
 use sluice_upstream_pool::{ClientOptions, Dispatcher, HealthRegistry};
+use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Semaphore;
@@ -30,6 +31,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admin::{self, AdminState};
 use crate::app::{App, Worker, build_routing};
 use crate::attention::{self, AccountsState};
 use crate::auth::Grants;
@@ -91,7 +93,8 @@ pub fn run(setup: Setup) -> anyhow::Result<()> {
     let control = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // The journal, the config snapshot and TLS roots are the only blocking work.
-        .max_blocking_threads(3)
+        // Passwords that are checked have their own share.
+        .max_blocking_threads(3 + admin::password::AT_ONCE)
         .build()
         .context("the runtime cannot be started")?;
     control.block_on(serve(setup))
@@ -112,6 +115,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     let mut signals = Signals::install()?;
     let listeners = Listeners::bind(config.listen, config.server.worker_count())?;
     let address = listeners.address();
+    let admin_listener = config.admin.listen.map(bind_admin).transpose()?;
 
     let clock = SystemClock;
     let max_age = config.snapshot.max_age;
@@ -138,7 +142,7 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
     crash::point("start.confirmed");
     let metrics = Metrics::new();
     let grants = Grants::new(
-        hasher,
+        hasher.clone(),
         config.keys.cache_size,
         storage.clone(),
         ledger.clone(),
@@ -198,6 +202,14 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
         Arc::clone(&folder),
         stopped.clone(),
     ));
+    if let Some(listener) = admin_listener {
+        let address = listener
+            .local_addr()
+            .context("the admin address is not known")?;
+        let state = Arc::new(AdminState::new(Arc::clone(&app), hasher));
+        background.spawn(admin::listener::run(state, listener));
+        tracing::info!(%address, "accepting admin requests");
+    }
     let posting_closed = CancellationToken::new();
     let mut writer =
         tokio::spawn(writer.run(posting_closed.clone().cancelled_owned(), POSTING_GRACE));
@@ -265,6 +277,13 @@ async fn serve(setup: Setup) -> anyhow::Result<()> {
             ))
         }
     }
+}
+
+/// Binds the listener of the admin API.
+fn bind_admin(address: SocketAddr) -> anyhow::Result<TcpListener> {
+    let sockets = Listeners::bind(address, 1).context("the admin API cannot listen")?;
+    let socket = sockets.into_iter().next().context("there is no socket")?;
+    TcpListener::from_std(socket).context("the listening socket cannot be used")
 }
 
 /// Says what an operator can do about posts that neither the database nor the journal has.

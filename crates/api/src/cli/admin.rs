@@ -9,10 +9,11 @@ use sluice_domain::ports::{Clock as _, StoreError};
 use sluice_domain::tenant::{EntityState, Name, Tenant, User};
 use sluice_domain::time::UnixMillis;
 use sluice_domain::upstream::Upstream;
+use sluice_storage::audit::{Actor, ActorKind};
 use sluice_storage::{MigrationState, Storage, StorageOptions};
 
 use crate::clock::SystemClock;
-use crate::config::Config;
+use crate::config::{Config, Environment};
 
 /// Rows that are read at a time.
 pub(super) const PAGE: u32 = 500;
@@ -36,10 +37,11 @@ pub(super) fn with_database<'a>(
         let storage = open(config).await?;
         let result = async {
             refuse_unless_migrated(&storage).await?;
+            let now = SystemClock.now();
             let admin = Admin {
-                storage: storage.clone(),
+                storage: storage.acting(command_line(now)),
                 config,
-                now: SystemClock.now(),
+                now,
             };
             command(&admin).await
         }
@@ -47,6 +49,23 @@ pub(super) fn with_database<'a>(
         storage.close().await;
         result
     })
+}
+
+/// Returns who acts on the command line, by the name that the host knows them by.
+pub(super) fn command_line(now: UnixMillis) -> Actor {
+    let environment = Environment::of_process();
+    let name = ["SUDO_USER", "USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|variable| environment.get(variable));
+    Actor {
+        kind: ActorKind::CommandLine,
+        name: name.map_or_else(
+            || "unknown".to_owned(),
+            |n| n.to_string_lossy().into_owned(),
+        ),
+        source: None,
+        now,
+    }
 }
 
 /// Runs a short command on a runtime of its own.

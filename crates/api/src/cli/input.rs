@@ -143,6 +143,36 @@ fn secret_from_input() -> anyhow::Result<SecretString> {
     checked(&text).context("standard input")
 }
 
+/// Reads a password: one line, which may hold spaces, from a file or `-` for standard input.
+pub(super) fn password_from(path: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let mut text = Zeroizing::new(String::new());
+    if path == Path::new("-") && terminal::is_input_typed() {
+        terminal::note("Type the password and press Enter; it is shown while you type.");
+        io::stdin()
+            .lock()
+            .take(MAX_SECRET_BYTES)
+            .read_line(&mut text)
+            .context("standard input cannot be read")?;
+    } else if path == Path::new("-") {
+        io::stdin()
+            .lock()
+            .take(MAX_SECRET_BYTES)
+            .read_to_string(&mut text)
+            .context("standard input cannot be read")?;
+    } else {
+        let what = || format!("the password file {} cannot be read", path.display());
+        let file = File::open(path).with_context(what)?;
+        file.take(MAX_SECRET_BYTES)
+            .read_to_string(&mut text)
+            .with_context(what)?;
+    }
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.contains(['\r', '\n']) {
+        bail!("a password is one line");
+    }
+    Ok(Zeroizing::new(line.to_owned()))
+}
+
 /// Takes the white space off that editors and shells add, and refuses what no provider issues.
 fn checked(text: &str) -> anyhow::Result<SecretString> {
     let key = text.trim();

@@ -20,7 +20,7 @@ use sluice_domain::ports::Clock as _;
 use self::banner::Banner;
 use self::provider::Wanted;
 use super::Global;
-use super::admin::{Admin, block_on, database_file, open, storage_options};
+use super::admin::{Admin, block_on, command_line, database_file, open, storage_options};
 use crate::clock::SystemClock;
 use crate::config::{self, Config, Environment, Loaded};
 use crate::data_folder::{DataFolder, Secrets};
@@ -91,10 +91,11 @@ async fn prepare(
             .migrate()
             .await
             .context("the database cannot be migrated")?;
+        let now = SystemClock.now();
         let admin = Admin {
-            storage: storage.clone(),
+            storage: storage.acting(command_line(now)),
             config,
-            now: SystemClock.now(),
+            now,
         };
         let provider = routing::prepare(&admin, &secrets.vault(), wanted).await?;
         let account = account::prepare(&admin, &secrets).await?;

@@ -194,6 +194,28 @@ impl Kind for Address {
     }
 }
 
+/// An address to listen on, or none.
+pub(super) struct OptionalAddress;
+
+impl Kind for OptionalAddress {
+    type Value = Option<SocketAddr>;
+
+    fn read(&self, raw: &Raw) -> Result<Self::Value, String> {
+        Address.read(raw).map(Some)
+    }
+
+    fn show(&self, value: &Self::Value) -> Shown {
+        match value {
+            Some(address) => Address.show(address),
+            None => Shown::Absent("none".to_owned()),
+        }
+    }
+
+    fn describe(&self) -> String {
+        Address.describe()
+    }
+}
+
 /// A folder.
 pub(super) struct Folder;
 

@@ -1,6 +1,8 @@
 //! The binary `sluice` as its users meet it: real processes, real sockets, real databases.
 
 #[cfg(test)]
+mod admin;
+#[cfg(test)]
 mod audit;
 #[cfg(test)]
 mod azure;
