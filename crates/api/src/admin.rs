@@ -24,6 +24,7 @@ pub(crate) mod route;
 pub(crate) mod session;
 pub(crate) mod tenant;
 pub(crate) mod throttle;
+pub(crate) mod token;
 pub(crate) mod user;
 
 use std::sync::Arc;
@@ -93,6 +94,13 @@ pub(crate) fn routes() -> Vec<Route> {
             "POST",
             "/admin/v1/tenants/{tenant_id}/keys/{key_id}/revoke",
             key::revoke,
+        ),
+        Route::of("GET", "/admin/v1/admin_tokens", token::list),
+        Route::of("POST", "/admin/v1/admin_tokens", token::issue),
+        Route::of(
+            "POST",
+            "/admin/v1/admin_tokens/{token_id}/revoke",
+            token::revoke,
         ),
         Route::of("GET", "/admin/v1/audit_events", audit::list),
         Route::of("POST", "/admin/v1/reload", reload::reload),

@@ -151,17 +151,18 @@ impl Storage {
         reading!(self, list_tokens(tenant_id, after, limit))
     }
 
-    /// Revokes a token that lies in a reach; `false` when there is none that is not revoked.
+    /// Revokes a token that may do no more than whoever revokes it; `false` when there is none such
+    /// that is not revoked.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] may be repeated.
     pub async fn revoke_token(
         &self,
-        reach: Reach,
+        by: Rights,
         id: AdminTokenId,
         now: UnixMillis,
     ) -> Result<bool, StoreError> {
-        in_transaction!(self, revoke_token(reach, id, now))
+        in_transaction!(self, revoke_token(by, id, now))
     }
 }
 
@@ -227,14 +228,14 @@ on_both! {
 
     async fn revoke_token(
         &mut self,
-        reach: Reach,
+        by: Rights,
         id: AdminTokenId,
         now: UnixMillis,
     ) -> Result<bool, Failure> {
         let row: Option<TokenRow> =
             sql_as!(FIND_TOKEN, id.as_uuid()).fetch_optional(&mut *self.conn).await?;
         let token = row.map(AdminToken::try_from).transpose()?;
-        let Some(token) = token.filter(|token| reach.covers(token.rights.reach)) else {
+        let Some(token) = token.filter(|token| by.cover(token.rights)) else {
             return Ok(false);
         };
         let done = sql!(REVOKE_TOKEN, id.as_uuid(), now.0).execute(&mut *self.conn).await?;

@@ -70,6 +70,8 @@ policies! {
     ReadKeys = Needs::Permission(Permission::KeyRead, Where::PathTenant);
     WriteKeys = Needs::Permission(Permission::KeyWrite, Where::PathTenant);
     ReadAudit = Needs::Permission(Permission::AuditRead, Where::OwnReach);
+    ReadTokens = Needs::Permission(Permission::AccountRead, Where::OwnReach);
+    WriteTokens = Needs::Permission(Permission::AccountWrite, Where::OwnReach);
     Reload = Needs::Permission(Permission::Reload, Where::Platform);
 }
 

@@ -198,6 +198,83 @@ on_both_databases! {
         assert_eq!(refused, 30 - (10 - 3));
     }
 
+    async fn a_token_never_does_more_than_its_maker(deployment: Deployment) {
+        let on = Administered::start(deployment);
+        let owner = on.session().await;
+        let (storage, acme) = on.relay.deployment.storage().await;
+        let tokens = "/admin/v1/admin_tokens";
+        let wanted = |role: &str, tenant: Option<TenantId>| {
+            let mut body = json!({"name": "program", "role": role, "expires_at": "2027-01-01T00:00:00Z"});
+            if let Some(tenant) = tenant {
+                body["tenant_id"] = tenant.to_string().into();
+            }
+            body
+        };
+        let made = on.made(tokens, &owner, wanted("admin", Some(acme.id))).await;
+        let of_acme = made["token"].as_str().unwrap().to_owned();
+        let me = on.send("GET", "/admin/v1/me", &of_acme, None).await.json();
+        assert_eq!((&me["role"], &me["tenant_id"]), (&json!("admin"), &json!(acme.id.to_string())));
+        // Neither more of a role nor more of a reach, and what is elsewhere is as what is nowhere.
+        let nowhere = TenantId::from_uuid(uuid_v7(1, [7; 10]));
+        on.relay.deployment.run(&["tenant", "create", "other"]);
+        let other = storage.find_tenant_by_name(&"other".parse().unwrap()).await.unwrap().unwrap().id;
+        let mut refusals = Vec::new();
+        for (role, tenant) in [("owner", None), ("owner", Some(acme.id)), ("member", Some(other)), ("member", Some(nowhere))] {
+            let answer = on.send("POST", tokens, &of_acme, Some(&wanted(role, tenant))).await;
+            assert_eq!(answer.status(), 403, "{role} {tenant:?}");
+            refusals.push(told(&answer));
+        }
+        assert_eq!(refusals[2], refusals[3]);
+        let child = on.made(tokens, &of_acme, wanted("finance", None)).await;
+        assert_eq!(child["tenant_id"], acme.id.to_string(), "it holds where its maker does");
+        let user = json!({"name": "boss", "role": "owner"});
+        let answer = on.send("POST", &format!("/admin/v1/tenants/{}/users", acme.id), &of_acme, Some(&user)).await;
+        assert_eq!(answer.status(), 403);
+        for bad in [json!("2020-01-01T00:00:00Z"), json!("2999-01-01T00:00:00Z"), Value::Null] {
+            let mut body = wanted("finance", None);
+            body["expires_at"] = bad;
+            assert_eq!(on.send("POST", tokens, &of_acme, Some(&body)).await.status(), 400);
+        }
+        // Tokens are listed without what they are, and a child does not revoke its maker.
+        let list = on.send("GET", tokens, &of_acme, None).await;
+        assert!(!String::from_utf8(list.body.to_vec()).unwrap().contains(&of_acme));
+        assert_eq!(list.json()["data"].as_array().unwrap().len(), 2);
+        let revoke = |id: &Value| format!("{tokens}/{}/revoke", id.as_str().unwrap());
+        let child_token = child["token"].as_str().unwrap();
+        assert_eq!(on.send("POST", &revoke(&made["id"]), child_token, None).await.status(), 403);
+        let root = on.made(tokens, &owner, wanted("owner", None)).await;
+        assert_eq!(on.send("POST", &revoke(&root["id"]), &of_acme, None).await.status(), 404);
+        assert_eq!(on.send("POST", &revoke(&child["id"]), &of_acme, None).await.status(), 204);
+        assert_eq!(on.send("GET", "/admin/v1/me", child_token, None).await.status(), 401);
+        // Nor does a token do more than its maker may by now.
+        let ann = storage.find_account_by_login(&"root".parse().unwrap()).await.unwrap().unwrap().account;
+        let finance = NewAccount {
+            id: AccountId::from_uuid(uuid_v7(2, [1; 10])),
+            login: "fin".parse().unwrap(),
+            rights: Rights { role: Role::Finance, reach: Reach::Platform },
+            password_hash: "none".to_owned(),
+            now: UnixMillis(0),
+        };
+        let secret = AdminSecret::generate(SecretKind::AdminToken, [5; 32]);
+        let beyond = NewAdminToken {
+            id: AdminTokenId::from_uuid(uuid_v7(3, [1; 10])),
+            account_id: finance.id,
+            rights: ann.rights,
+            name: "beyond".parse().unwrap(),
+            token_hash: Pepper::new([0x22; 32]).hasher().hash(secret.expose()),
+            hint: String::new(),
+            expires_at: UnixMillis(4_000_000_000_000),
+            now: UnixMillis(0),
+        };
+        assert!(storage.create_account(finance).await.unwrap());
+        storage.issue_token(beyond).await.unwrap();
+        assert_eq!(on.send("GET", "/admin/v1/me", secret.expose(), None).await.status(), 401);
+        assert_eq!(on.send("GET", "/admin/v1/me", &of_acme, None).await.status(), 200);
+        on.relay.deployment.run(&["admin", "disable", "root"]);
+        assert_eq!(on.send("GET", "/admin/v1/me", &of_acme, None).await.status(), 401);
+        storage.close().await;
+    }
+
     async fn every_operation_asks_who_calls_and_where(deployment: Deployment) {
         deployment.run(&["tenant", "create", "other"]);
         deployment.run(&["user", "create", "--tenant", "other", "ben"]);
@@ -215,6 +292,7 @@ on_both_databases! {
             // What is revoked is not changed any more.
             ("{key_id}/revoke", format!("{}/revoke", keys[1].id)),
             ("{key_id}", keys[0].id.to_string()),
+            ("{token_id}", AdminTokenId::from_uuid(uuid_v7(0, [0; 10])).to_string()),
         ]);
         let operations = operations(&description);
         assert!(operations.len() >= 20, "{} operations", operations.len());
@@ -389,10 +467,16 @@ impl Matrix<'_> {
             } else {
                 // An empty body lacks what is needed; all else is done.
                 let is_lacking = operation.method == "POST"
-                    && ["/tenants", "/users", "/keys"]
+                    && ["/tenants", "/users", "/keys", "/admin_tokens"]
                         .iter()
                         .any(|end| path.ends_with(end));
-                let expected = if is_lacking { 400 } else { 200 };
+                // Of tokens the path names one that nobody has.
+                let is_missing = path.contains("/admin_tokens/");
+                let expected = match (is_lacking, is_missing) {
+                    (true, _) => 400,
+                    (_, true) => 404,
+                    _ => 200,
+                };
                 assert_eq!(status, expected, "{what}: {}", answer.json());
             }
         }

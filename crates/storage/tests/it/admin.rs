@@ -185,12 +185,19 @@ async fn a_token_is_found_until_it_ends_or_is_revoked(database: &Database) {
     assert_eq!(list(None).await, 1);
     assert_eq!(list(Some(acme.id)).await, 1);
     assert_eq!(list(Some(other.id)).await, 0);
-    let revoke = async |reach| storage.revoke_token(reach, new.id, NOW).await.unwrap();
-    assert!(!revoke(Reach::Tenant(other.id)).await);
-    assert!(find(0).await.is_some(), "another tenant revokes nothing");
-    assert!(revoke(Reach::Tenant(acme.id)).await);
+    let revoke = async |role, tenant| {
+        let by = rights(role, tenant);
+        storage.revoke_token(by, new.id, NOW).await.unwrap()
+    };
+    assert!(!revoke(Role::Owner, Some(other.id)).await);
+    assert!(!revoke(Role::Operator, None).await);
+    assert!(
+        find(0).await.is_some(),
+        "neither another tenant nor a lesser role revokes it"
+    );
+    assert!(revoke(Role::Admin, Some(acme.id)).await);
     assert!(find(0).await.is_none());
-    assert!(!revoke(Reach::Platform).await, "once is enough");
+    assert!(!revoke(Role::Owner, None).await, "once is enough");
 }
 
 async fn a_change_is_made_only_of_what_is_expected_in_the_own_tenant(database: &Database) {
