@@ -479,7 +479,33 @@ async fn a_route_uses_no_upstream_of_another_tenant(database: &Database) {
     );
 }
 
+async fn a_change_that_names_no_act_is_an_event_all_the_same(database: &Database) {
+    use sluice_storage::audit::{Actor, ActorKind};
+    let storage = &database.storage;
+    let upstream = upstream(database, "one", None).await.id;
+    let events = storage.list_audit_events(None, None, 10).await.unwrap();
+    assert!(events.is_empty(), "nobody did it: {events:?}");
+    let acting = storage.acting(Actor {
+        kind: ActorKind::CommandLine,
+        name: "ann".to_owned(),
+        source: None,
+        now: NOW,
+    });
+    let disabled = EntityState::Disabled;
+    assert!(
+        acting
+            .set_upstream_state(upstream, disabled, NOW)
+            .await
+            .unwrap()
+    );
+    let events = storage.list_audit_events(None, None, 10).await.unwrap();
+    assert_eq!(events.len(), 1);
+    assert_eq!(events[0].action, "configuration.change");
+    assert_eq!(storage.check_audit_chain().await.unwrap(), None);
+}
+
 on_both! {
+    a_change_that_names_no_act_is_an_event_all_the_same,
     every_setting_is_loaded_as_it_was_stored,
     what_was_stored_is_loaded,
     a_change_replaces_every_setting_and_is_told,
