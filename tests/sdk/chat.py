@@ -27,6 +27,9 @@ Report = dict[str, Any]
 # The case and the model of each.
 Calls = list[tuple[str, str]]
 
+# A busy machine may take longer to connect than the five seconds after which the SDK tries again.
+PATIENCE = openai.Timeout(600, connect=60)
+
 
 def new_report(case: str) -> Report:
     return {
@@ -217,7 +220,7 @@ def run_sync(calls: Calls, base_url: str, key: str) -> None:
         report["request_id"] = response.headers.get("x-request-id")
 
     http = openai.DefaultHttpxClient(
-        event_hooks={"request": [on_request], "response": [on_response]}
+        event_hooks={"request": [on_request], "response": [on_response]}, timeout=PATIENCE
     )
     with openai.OpenAI(base_url=base_url, api_key=key, http_client=http) as client:
         for name, model in calls:
@@ -240,7 +243,7 @@ async def run_async(
         report["request_id"] = response.headers.get("x-request-id")
 
     http = openai.DefaultAsyncHttpxClient(
-        event_hooks={"request": [on_request], "response": [on_response]}
+        event_hooks={"request": [on_request], "response": [on_response]}, timeout=PATIENCE
     )
     async with openai.AsyncOpenAI(base_url=base_url, api_key=key, http_client=http) as client:
         await case(client, model, report)

@@ -25,6 +25,9 @@ Report = dict[str, Any]
 # The case and the model of each.
 Calls = list[tuple[str, str]]
 
+# A busy machine may take longer to connect than the five seconds after which the SDK tries again.
+PATIENCE = anthropic.Timeout(600, connect=60)
+
 
 def new_report(case: str) -> Report:
     return {
@@ -144,7 +147,7 @@ def run_sync(calls: Calls, base_url: str, key: str) -> None:
         report["request_id"] = response.headers.get("request-id")
 
     http = anthropic.DefaultHttpxClient(
-        event_hooks={"request": [on_request], "response": [on_response]}
+        event_hooks={"request": [on_request], "response": [on_response]}, timeout=PATIENCE
     )
     with anthropic.Anthropic(base_url=base_url, api_key=key, http_client=http) as client:
         for name, model in calls:
@@ -167,7 +170,7 @@ async def run_async(
         report["request_id"] = response.headers.get("request-id")
 
     http = anthropic.DefaultAsyncHttpxClient(
-        event_hooks={"request": [on_request], "response": [on_response]}
+        event_hooks={"request": [on_request], "response": [on_response]}, timeout=PATIENCE
     )
     async with anthropic.AsyncAnthropic(
         base_url=base_url, api_key=key, http_client=http

@@ -352,6 +352,7 @@ impl Plan {
                     let written = words::text(*words);
                     let is_taken_back = *how == Break::Reset && written.starts_with(text);
                     assert!(is_taken_back || written == text, "{shown}");
+                    assert_eq!(report["attempts"], 1, "{shown}");
                     raised += 1;
                 }
             }
