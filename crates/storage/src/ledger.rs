@@ -63,6 +63,7 @@ statements! {
 
 /// What one transaction knows from those before it, and leaves to those after it.
 pub(crate) struct Lately<'s> {
+    guard: Guard,
     callers: &'s Callers,
     kinds: &'s Kinds,
     /// The kinds that the transaction has met.
@@ -72,7 +73,7 @@ pub(crate) struct Lately<'s> {
 impl Lately<'_> {
     /// Remembers what was met, once the transaction is committed.
     fn committed(self) {
-        self.kinds.remember(self.met.into_inner());
+        self.kinds.remember(self.guard, self.met.into_inner());
     }
 }
 
@@ -177,8 +178,9 @@ impl Storage {
         reading!(self, rank_live(instance_id, now))
     }
 
-    fn lately(&self) -> Lately<'_> {
+    fn lately(&self, guard: Guard) -> Lately<'_> {
         Lately {
+            guard,
             callers: self.callers(),
             kinds: self.kinds(),
             met: Mutex::default(),
@@ -194,7 +196,7 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        let lately = self.lately();
+        let lately = self.lately(guard);
         let posted: Result<Posted, Failure> = in_transaction!(
             self,
             post_new(guard, mode, records, in_flight, now, &lately)
@@ -214,7 +216,7 @@ impl Storage {
         in_flight: &[Lease],
         now: UnixMillis,
     ) -> Result<Posted, Failure> {
-        let lately = self.lately();
+        let lately = self.lately(guard);
         let posted: Result<Posted, Failure> = in_transaction!(
             self,
             post_mixed(guard, mode, records, in_flight, now, &lately)

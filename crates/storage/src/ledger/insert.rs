@@ -135,7 +135,7 @@ on_both! {
         lately: &Lately<'_>,
         now: UnixMillis,
     ) -> Result<(), Failure> {
-        let kinds = self.ensure_kinds(poster, batch.kinds, lately.kinds).await?;
+        let kinds = self.ensure_kinds(poster, batch.kinds, lately).await?;
         let callers = lately.callers.name(poster, batch.records);
         let rows = batch.rows(poster, &kinds, &callers);
         *lately.met.lock() = kinds;

@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use quick_cache::unsync::Cache;
+use sluice_domain::ports::Guard;
 
+use super::Lately;
 use super::guard::Poster;
 use super::kind_hash::KindHash;
 use super::sums::Entries;
@@ -30,37 +32,69 @@ pub(crate) type KindIds = HashMap<KindHash, i64>;
 /// How many kinds are remembered.
 const REMEMBERED: usize = 8_192;
 
-/// The kinds that committed transactions of instances of this process have met lately.
+/// The kinds that committed transactions of an instance have met lately.
 ///
 /// The database may go back, and lose kinds. An instance notices by its guard: one that passes has
-/// its last transaction in the database, and with it all that this transaction met. Where a guard is
-/// set anew, everything must be forgotten before. Whoever removes kinds from the database must see to it
-/// that nobody remembers them.
-pub(crate) struct Kinds(Mutex<Cache<KindHash, i64>>);
+/// its last transaction in the database, and with it all that this transaction met. So nothing is
+/// remembered for a guard before that transaction or of another start, and where a guard is set anew,
+/// everything must be forgotten before. Whoever removes kinds from the database must see to it that
+/// nobody remembers them.
+pub(crate) struct Kinds(Mutex<Known>);
+
+struct Known {
+    /// The guard that holds after the last transaction that is remembered.
+    since: Option<Guard>,
+    ids: Cache<KindHash, i64>,
+}
+
+impl Known {
+    fn forget(&mut self) {
+        self.since = None;
+        self.ids.clear();
+    }
+
+    fn is_before(&self, guard: Guard) -> bool {
+        self.since.is_some_and(|since| {
+            (since.instance_id, since.boot_id) == (guard.instance_id, guard.boot_id)
+                && since.seq <= guard.seq
+        })
+    }
+}
 
 impl Kinds {
     pub(crate) fn new() -> Self {
-        Self(Mutex::new(Cache::new(REMEMBERED)))
+        let ids = Cache::new(REMEMBERED);
+        Self(Mutex::new(Known { since: None, ids }))
     }
 
-    /// Remembers what a transaction has met that was committed.
-    pub(crate) fn remember(&self, met: KindIds) {
+    /// Remembers what a transaction has met that was committed with this guard.
+    pub(super) fn remember(&self, guard: Guard, met: KindIds) {
         let mut known = self.0.lock();
+        if !known.is_before(guard) {
+            known.forget();
+        }
+        known.since = Some(Guard {
+            seq: guard.seq.saturating_add(1),
+            ..guard
+        });
         for (hash, id) in met {
-            known.insert(hash, id);
+            known.ids.insert(hash, id);
         }
     }
 
     /// Forgets everything.
     pub(crate) fn forget(&self) {
-        self.0.lock().clear();
+        self.0.lock().forget();
     }
 
-    fn among(&self, kinds: &[Entries<'_>]) -> KindIds {
+    fn among(&self, guard: Guard, kinds: &[Entries<'_>]) -> KindIds {
         let known = self.0.lock();
+        if !known.is_before(guard) {
+            return KindIds::default();
+        }
         let found = kinds
             .iter()
-            .filter_map(|kind| Some((kind.hash, *known.get(&kind.hash)?)));
+            .filter_map(|kind| Some((kind.hash, *known.ids.get(&kind.hash)?)));
         found.collect()
     }
 }
@@ -71,9 +105,9 @@ on_both! {
         &mut self,
         poster: Poster,
         kinds: &[Entries<'_>],
-        remembered: &Kinds,
+        lately: &Lately<'_>,
     ) -> Result<KindIds, Failure> {
-        let mut known = remembered.among(kinds);
+        let mut known = lately.kinds.among(lately.guard, kinds);
         let new: Vec<&Entries<'_>> =
             kinds.iter().filter(|kind| !known.contains_key(&kind.hash)).collect();
         if new.is_empty() {
